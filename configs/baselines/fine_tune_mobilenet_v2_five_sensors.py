@@ -1,0 +1,4 @@
+_base_ = [
+    '../_base_/models/mobilenet_v2.py', '../_base_/streams/five-sensors.py',
+    '../_base_/schedules/laptop.py', '../_base_/default_runtime.py'
+]

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Incremental domains and modalities for MMSegmentation.
+
+Importing the package registers its components with ``mmseg.registry``;
+configs do so by ``custom_imports = dict(imports=['mmseg_mile'])``.
+"""
+from . import baselines, datasets, engine, models, visualization
+from .version import __version__
+
+__all__ = ['__version__', 'baselines', 'datasets', 'engine', 'models', 'visualization']

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One full model per task, each trained alone."""
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+from torch import Tensor
+
+from mmseg.registry import MODELS
+from mmseg_mile.experts.model_store import load_model, save_model
+from mmseg_mile.models import ContinualSegmentor
+from mmseg_mile.structures import Task
+from mmseg_mile.structures.expert import TensorDict
+
+_Model = Tuple[TensorDict, Tuple[str, ...], Tuple[Tuple[int, ...], ...]]
+
+
+@MODELS.register_module()
+class SingleTaskSegmentor(ContinualSegmentor):
+    """Every task fine-tunes the pretrained network afresh and in full.
+
+    Nothing is shared, so nothing is forgotten and nothing transferred; T
+    tasks cost T models. The true task is given at test time; an image of a
+    task that was not learned yet goes to the newest model.
+    """
+
+    METHOD = 'one model per task'
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._models: Dict[str, _Model] = {}
+        self._pretrained: Optional[TensorDict] = None
+        self._forced: Optional[str] = None
+
+    @property
+    def expert_names(self) -> Tuple[str, ...]:
+        """tuple[str]: Tasks that have a model."""
+        return tuple(self._models)
+
+    def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """Back to the pretrained backbone, with a new head."""
+        self._remember_pretrained()
+        self.backbone.load_state_dict(self._pretrained)
+        self.speak(
+            self.new_head(task.num_classes), task.classes, task.palette)
+        self.renew_auxiliary_heads(task.num_classes)
+
+    def end_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """Keep the model aside."""
+        self.drop_auxiliary_heads()
+        state = {k: v.detach().clone() for k, v in self.state_dict().items()}
+        self._models[task.name] = (state, self.classes, self.palette)
+
+    def predict(self,
+                inputs: Tensor,
+                data_samples: Optional[list] = None) -> list:
+        """Predict each image with the model of its task."""
+        samples = data_samples or [None] * len(inputs)
+        tasks = [s.metainfo.get('task') if s else None for s in samples]
+        outputs: List[Any] = [None] * len(inputs)
+        for task in dict.fromkeys(tasks):
+            indices = [i for i, t in enumerate(tasks) if t == task]
+            name = self._forced or (
+                task if task in self._models else self.expert_names[-1])
+            self._take(name)
+            group = super().predict(
+                inputs[indices],
+                data_samples and [data_samples[i] for i in indices])
+            for index, sample in zip(indices, group):
+                sample.set_metainfo(dict(expert=name))
+                outputs[index] = sample
+        return outputs
+
+    @contextlib.contextmanager
+    def forced(self, expert: str) -> Iterator[None]:
+        """Predict every image inside the block with one task's model."""
+        if expert not in self._models:
+            raise ValueError(f'no model of task {expert!r}; models: '
+                             f'{self.expert_names}')
+        previous, self._forced = self._forced, expert
+        try:
+            yield
+        finally:
+            self._forced = previous
+
+    def save_task(self, task: Task, folder: Path,
+                  provenance: Dict[str, Any]) -> None:
+        """Write the task's model."""
+        save_model(folder / task.name, *self._models[task.name], provenance)
+
+    def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
+        """Read the models of the tasks."""
+        self._remember_pretrained()
+        for task in tasks:
+            self._models[task.name] = load_model(folder / task.name)
+
+    def _take(self, name: str) -> None:
+        state, classes, palette = self._models[name]
+        if len(classes) != self.num_classes:
+            self.speak(self.new_head(len(classes)).eval(), classes, palette)
+        self.speak(self.decode_head, classes, palette)
+        self.load_state_dict(state, strict=True)
+
+    def _remember_pretrained(self) -> None:
+        if self._pretrained is None:
+            self._pretrained = copy.deepcopy(self.backbone.state_dict())

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stop at the first bad file, and say which one it is."""
+from __future__ import annotations
+
+from typing import Any, Callable, Optional
+
+import numpy as np
+from mmengine.dataset import Compose
+
+
+class CheckedPipeline:
+    """A dataset's pipeline that answers for its files.
+
+    mmseg reports a broken image without its mask, an unknown label value as a
+    CUDA assertion, and a mask of another size than its image as a broadcast
+    error. Here each is a ``ValueError`` that names the files.
+
+    Args:
+        pipeline (Compose): The built pipeline.
+        num_classes (int): Labels must be below it.
+        ignore_index (int): Or equal to this. Defaults to 255.
+
+    Raises:
+        ValueError: From a call, if a file cannot be read, a label is out of
+            range, or a mask has another size than its image.
+    """
+
+    def __init__(self,
+                 pipeline: Compose,
+                 num_classes: int,
+                 ignore_index: int = 255) -> None:
+        self.pipeline = pipeline
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    @property
+    def transforms(self) -> list[Callable]:
+        """list[Callable]: The steps, as ``Compose`` offers them."""
+        return self.pipeline.transforms
+
+    def __call__(self, data: dict) -> Optional[dict]:
+        """Run the pipeline on one entry of the data list."""
+        img_path = data.get('img_path')
+        mask_path = data.get('seg_map_path')
+        sample: Optional[dict] = data
+        for step in self.transforms:
+            try:
+                sample = step(sample)
+            except Exception as error:
+                raise ValueError(
+                    f'{type(step).__name__} failed on image {img_path!r}, '
+                    f'label {mask_path!r}: {type(error).__name__}: {error}. '
+                    'Check that both files open, or leave the frame out of '
+                    'the dataset.') from error
+            if sample is None:
+                return None
+        for mask, sizes in masks_of(sample):
+            self.check_size(mask, sizes, img_path, mask_path)
+            self.check_values(mask, mask_path)
+        return sample
+
+    def check_values(self, mask: np.ndarray, mask_path: Any) -> None:
+        """Refuse labels that are no class."""
+        wrong = (mask >= self.num_classes) & (mask != self.ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f'label {mask_path!r} holds {np.unique(mask[wrong]).tolist()},'
+                f' but the task has {self.num_classes} classes: values must '
+                f'be 0 to {self.num_classes - 1}, or {self.ignore_index} for '
+                'ignored pixels. Convert the labels '
+                '(tools/dataset_converters), or correct the classes of the '
+                'task.')
+
+    @staticmethod
+    def check_size(mask: np.ndarray, sizes: list[tuple[int, int]],
+                   img_path: Any, mask_path: Any) -> None:
+        """Refuse a mask that lies on no stage of its image."""
+        if sizes and mask.shape[-2:] not in sizes:
+            raise ValueError(
+                f'label {mask_path!r} is {mask.shape[-2:]} (rows, columns) '
+                f'where image {img_path!r} is {sizes[-1]}. Masks must have '
+                'the size of their images; a CropColumns in the pipeline '
+                'must also follow LoadAnnotations.')
+
+    def __repr__(self) -> str:
+        return (f'{type(self).__name__}(num_classes={self.num_classes}, '
+                f'ignore_index={self.ignore_index}, {self.pipeline})')
+
+
+def masks_of(sample: dict) -> list[tuple[np.ndarray, list[tuple[int, int]]]]:
+    """Ground truths of a sample, each with the sizes it may have.
+
+    A sample is packed, packed several times (test-time augmentation) or, below
+    a mixing wrapper, not packed yet.
+    """
+    if 'data_samples' not in sample:
+        if 'gt_seg_map' not in sample:
+            return []
+        shapes = [sample[key][:2] for key in ('img_shape', 'ori_shape')
+                  if key in sample]
+        return [(sample['gt_seg_map'], [tuple(s) for s in shapes])]
+    packed, inputs = sample['data_samples'], sample.get('inputs')
+    if not isinstance(packed, (list, tuple)):
+        packed, inputs = [packed], [inputs]
+    found = []
+    for data_sample, img in zip(packed, inputs):
+        if 'gt_sem_seg' not in data_sample:
+            continue
+        shapes = [] if img is None else [tuple(img.shape[-2:])]
+        if 'ori_shape' in data_sample.metainfo:
+            shapes.append(tuple(data_sample.metainfo['ori_shape'][:2]))
+        found.append((data_sample.gt_sem_seg.data.numpy(), shapes))
+    return found
+
+
+def check_dataset(dataset: Any,
+                  num_classes: int,
+                  ignore_index: int = 255) -> None:
+    """Give a built dataset, or those a wrapper holds, a checked pipeline.
+
+    A second call replaces the first one's numbers.
+
+    Args:
+        dataset (Any): A dataset with a ``pipeline``, or a wrapper with
+            ``datasets`` or ``dataset``, such as ``ConcatDataset`` or
+            ``RepeatDataset``.
+        num_classes (int): Labels must be below it.
+        ignore_index (int): Or equal to this. Defaults to 255.
+
+    Raises:
+        ValueError: If ``dataset`` is neither.
+    """
+    if hasattr(dataset, 'datasets'):
+        inner = list(dataset.datasets)
+    elif hasattr(dataset, 'dataset'):
+        inner = [dataset.dataset]
+    elif hasattr(dataset, 'pipeline'):
+        pipeline = dataset.pipeline
+        if isinstance(pipeline, CheckedPipeline):
+            pipeline = pipeline.pipeline
+        dataset.pipeline = CheckedPipeline(pipeline, num_classes, ignore_index)
+        return
+    else:
+        raise ValueError(
+            f'cannot check a {type(dataset).__name__}: it has neither a '
+            '`pipeline` nor `dataset` or `datasets` inside.')
+    for each in inner:
+        check_dataset(each, num_classes, ignore_index)

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all driving datasets have in common."""
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Iterable, NamedTuple, Optional, Sequence
+
+import mmengine
+import mmengine.fileio as fileio
+from mmseg.datasets import BaseSegDataset
+
+MODALITIES = ('rgb', 'thermal')
+
+
+class FolderPair(NamedTuple):
+    """Images below one folder and their masks, of the same relative names."""
+    images: str
+    masks: str
+    img_suffixes: tuple[str, ...]
+    seg_map_suffix: str
+
+
+class Frame(NamedTuple):
+    """An image and its mask: ``name`` is the image's path without suffix."""
+    name: str
+    img_path: str
+    seg_map_path: str
+    labelled: bool
+
+
+class DrivingDataset(BaseSegDataset):
+    """A dataset that finds its own files below ``data_root``.
+
+    A subclass declares ``METAINFO``, ``SOURCE``, ``LAYOUT`` and answers
+    :meth:`folder_pairs`. Files are looked for in ``full_init``, so
+    ``lazy_init=True`` touches no disk.
+
+    Args:
+        data_root (str): The dataset's own folder.
+        split (str): One of the class's ``SPLITS``.
+        domain (str, optional): Name of the domain, kept in
+            ``metainfo['domain']``. Defaults to None, which means
+            ``default_domain``.
+        modality (str): 'rgb' or 'thermal', kept in ``metainfo['modality']``.
+            Defaults to 'rgb'.
+        metainfo (dict, optional): ``classes`` selects or reorders classes;
+            classes left out are ignored. Defaults to None.
+        ann_file (str): Text file that lists the frames to use, one per line:
+            the image's path below its folder, without suffix. Defaults to '',
+            which means every frame.
+        lazy_init (bool): Look for files later. Defaults to False.
+        **kwargs: Other arguments of mmseg's ``BaseSegDataset``.
+
+    Raises:
+        ValueError: If a folder is missing, no frame is found, an image has no
+            mask, or an argument is not among the allowed ones.
+    """
+    SOURCE = ''
+    LAYOUT = ''
+    SPLITS: tuple[str, ...] = ('train', 'val')
+    CONVERTER: Optional[str] = None
+    HAS_DEMO = True
+    # Arguments of mmseg that the layout already answers.
+    FIXED = ('data_prefix', 'img_suffix', 'seg_map_suffix',
+             'reduce_zero_label')
+    # A subclass with several label spaces sets these two on the instance,
+    # before it calls this class's __init__.
+    native_metainfo: dict[str, Any] = {}
+    raw_label_map: dict[int, int] = {}
+    default_domain = ''
+
+    def __init__(self,
+                 data_root: str,
+                 split: str,
+                 *,
+                 domain: Optional[str] = None,
+                 modality: str = 'rgb',
+                 metainfo: Optional[dict] = None,
+                 ann_file: str = '',
+                 lazy_init: bool = False,
+                 **kwargs: Any) -> None:
+        self.check_choice('split', split, self.SPLITS)
+        self.check_choice('modality', modality, MODALITIES)
+        fixed = sorted(set(self.FIXED) & set(kwargs))
+        if fixed:
+            raise ValueError(
+                f'{type(self).__name__} takes {fixed} from the layout below '
+                '`data_root`; remove them from the config.')
+        self.split = split
+        self.native_metainfo = self.native_metainfo or self.METAINFO
+        metainfo = dict(metainfo or {})
+        self._own_palette = 'palette' in metainfo
+        super().__init__(
+            data_root=data_root,
+            metainfo={**self.native_metainfo, **metainfo},
+            ann_file=ann_file,
+            lazy_init=True,
+            **kwargs)
+        self._metainfo['domain'] = domain or self.default_domain
+        self._metainfo['modality'] = modality
+        if not lazy_init:
+            self.full_init()
+
+    def folder_pairs(self) -> Sequence[FolderPair]:
+        """Resolve the folders of the split."""
+        raise NotImplementedError
+
+    def get_label_map(  # type: ignore[override]
+            self, new_classes: Optional[Sequence] = None
+    ) -> Optional[dict[int, int]]:
+        """Map the ids on disk to the chosen classes.
+
+        Unlike mmseg's, it knows the label space of this very object and
+        applies ``raw_label_map`` first. Ids that keep their value are left
+        out: every entry costs a pass over the mask.
+        """
+        native = list(self.native_metainfo['classes'])
+        chosen = list(native if new_classes is None else new_classes)
+        unknown = [name for name in chosen if name not in native]
+        if unknown:
+            raise ValueError(
+                f'metainfo classes {unknown} are not in {type(self).__name__};'
+                f' choose from {native}.')
+        new_ids = {index: chosen.index(name) if name in chosen else 255
+                   for index, name in enumerate(native)}
+        table = dict(new_ids)
+        for raw, index in self.raw_label_map.items():
+            table[raw] = new_ids.get(index, 255)
+        return {old: new for old, new in table.items() if old != new} or None
+
+    def _update_palette(self) -> list:
+        """Colours follow class names, also where classes were reordered."""
+        classes = self._metainfo['classes']
+        palette = self._metainfo['palette']
+        if not self._own_palette:
+            colours = dict(zip(self.native_metainfo['classes'],
+                               self.native_metainfo['palette']))
+            palette = [colours[name] for name in classes]
+        if len(palette) != len(classes):
+            raise ValueError(
+                f'metainfo palette has {len(palette)} colours for '
+                f'{len(classes)} classes; give one colour per class.')
+        return [list(colour) for colour in palette]
+
+    def load_data_list(self) -> list[dict]:
+        """Find the frames of the split, in the order of their paths."""
+        found = sorted(self.find_frames(), key=lambda frame: frame.img_path)
+        frames = self.listed_frames(found)
+        if not frames:
+            raise self.data_error(
+                f'found 0 images of split {self.split!r}.')
+        lost = [frame for frame in frames if not frame.labelled]
+        if lost:
+            raise self.data_error(
+                f'{len(lost)} of {len(frames)} images of split '
+                f'{self.split!r} have no mask, for example '
+                f'{lost[0].img_path!r} without {lost[0].seg_map_path!r}. To '
+                'use only some frames, list them in `ann_file`.')
+        return [
+            dict(
+                img_path=frame.img_path,
+                seg_map_path=frame.seg_map_path,
+                label_map=self.label_map,
+                reduce_zero_label=self.reduce_zero_label,
+                seg_fields=[]) for frame in frames
+        ]
+
+    def find_frames(self) -> list[Frame]:
+        """Pair images with masks by name, in all folders of the split."""
+        frames = []
+        for pair in self.folder_pairs():
+            images = self.list_files(pair.images, pair.img_suffixes)
+            masks = set(self.list_files(pair.masks, (pair.seg_map_suffix, )))
+            for image in images:
+                stem = without_suffix(image, pair.img_suffixes)
+                mask = stem + pair.seg_map_suffix
+                frames.append(Frame(
+                    name=self.join(pair.images, stem),
+                    img_path=self.join(pair.images, image),
+                    seg_map_path=self.join(pair.masks, mask),
+                    labelled=mask in masks))
+        return frames
+
+    def listed_frames(self, frames: list[Frame]) -> list[Frame]:
+        """Keep the frames that ``ann_file`` names, in its order."""
+        if not self.ann_file:
+            return frames
+        if not fileio.exists(self.ann_file, backend_args=self.backend_args):
+            raise ValueError(
+                f'ann_file {self.ann_file!r} does not exist; leave it out to '
+                'use every frame.')
+        lines = [line.strip() for line in mmengine.list_from_file(
+            self.ann_file, backend_args=self.backend_args)]
+        by_tail = frames_by_tail(frames)
+        chosen = []
+        for line in filter(None, lines):
+            if len(by_tail[line]) != 1:
+                example = min(by_tail, key=len, default='')
+                raise ValueError(
+                    f'ann_file {self.ann_file!r}: {line!r} names '
+                    f'{len(by_tail[line])} frames of split {self.split!r}, '
+                    'but must name one. Write the image path without suffix, '
+                    f'such as {example!r}.')
+            chosen.extend(by_tail[line])
+        return chosen
+
+    def list_files(self, folder: str,
+                   suffixes: tuple[str, ...]) -> Iterable[str]:
+        """Relative paths of the files below ``folder``, which must exist."""
+        self.existing_folder([folder])
+        return fileio.list_dir_or_file(
+            folder,
+            list_dir=False,
+            suffix=suffixes,
+            recursive=True,
+            backend_args=self.backend_args)
+
+    def existing_folder(self, candidates: Sequence[str]) -> str:
+        """The first of ``candidates`` that is a folder."""
+        for folder in candidates:
+            if self.is_folder(folder):
+                return folder
+        if not self.is_folder(self.data_root):
+            candidates = [self.data_root]
+        raise self.data_error(
+            'missing folder ' + ' or '.join(map(repr, candidates)) + '.')
+
+    def is_folder(self, folder: str) -> bool:
+        """Whether ``folder`` exists."""
+        return fileio.isdir(folder, backend_args=self.backend_args)
+
+    def join(self, *parts: str) -> str:
+        """Join path parts as the file backend does."""
+        return fileio.join_path(*parts, backend_args=self.backend_args)
+
+    def check_choice(self, field: str, value: Any,
+                     allowed: Sequence[Any]) -> None:
+        """Refuse a ``value`` that is not in ``allowed``."""
+        if value not in allowed:
+            raise ValueError(f'{type(self).__name__}: {field} must be one of '
+                             f'{list(allowed)}, got {value!r}.')
+
+    def data_error(self, problem: str) -> ValueError:
+        """An error that says what is wrong and how to get the data."""
+        lines = [f'{type(self).__name__}: {problem}',
+                 f'Expected below data_root={self.data_root!r}:',
+                 *('    ' + line for line in self.LAYOUT.splitlines())]
+        if self.CONVERTER:
+            lines.append('If masks are missing, make them: '
+                         f'{self.CONVERTER} {self.data_root}')
+        lines.append(f'Where to get the data: {self.SOURCE}')
+        if self.HAS_DEMO:
+            lines.append('Or fabricate a stand-in: `python '
+                         'tools/make_demo_data.py data/demo`, then add '
+                         '`--cfg-options train_cfg.data_root=data/demo`.')
+        return ValueError('\n'.join(lines))
+
+
+def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
+    """Strip the first of ``suffixes`` that ``name`` ends with."""
+    for suffix in suffixes:
+        if name.endswith(suffix):
+            return name[:-len(suffix)]
+    return name
+
+
+def frames_by_tail(frames: Iterable[Frame]) -> defaultdict[str, list[Frame]]:
+    """Index frames by every tail of their name: 'c', 'b/c', 'a/b/c'."""
+    index: defaultdict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        parts = frame.name.split('/')
+        for start in range(len(parts)):
+            index['/'.join(parts[start:])].append(frame)
+    return index

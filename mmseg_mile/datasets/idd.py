@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IDD: unstructured traffic in India."""
+from __future__ import annotations
+
+from typing import Any
+
+from mmseg.registry import DATASETS
+
+from .driving import DrivingDataset, FolderPair
+from .label_tables import (CITYSCAPES_CLASSES, CITYSCAPES_PALETTE,
+                           IDD_LEVEL3_CLASSES, IDD_LEVEL3_PALETTE)
+
+PARTS = ('IDD_Segmentation', 'idd20kII')
+
+
+@DATASETS.register_module()
+class IDDDataset(DrivingDataset):
+    """IDD, parts I (png) and II (jpg) as one dataset.
+
+    Either part may be absent, and ``data_root`` may be one part itself. The
+    archives hold polygons; the converter draws the masks of both label spaces.
+
+    Args:
+        label_space (str): 'cs_train_ids' for the 19 classes of Cityscapes, in
+            which 'terrain' is IDD's non-drivable fallback and labels such as
+            autorickshaw are ignored, or 'level3' for the 26 classes of the
+            official score. Defaults to 'cs_train_ids'.
+        *args, **kwargs: See :class:`DrivingDataset`.
+    """
+    METAINFO = dict(classes=CITYSCAPES_CLASSES, palette=CITYSCAPES_PALETTE)
+    LABEL_SPACES = dict(
+        cs_train_ids=METAINFO,
+        level3=dict(classes=IDD_LEVEL3_CLASSES, palette=IDD_LEVEL3_PALETTE))
+    MASK_SUFFIXES = dict(
+        cs_train_ids='_gtFine_labelcsTrainIds.png',
+        level3='_gtFine_labellevel3Ids.png')
+    SOURCE = ('https://idd.insaan.iiit.ac.in (registration; research licence '
+              'named there), "IDD Segmentation" part I and part II')
+    LAYOUT = (
+        'IDD_Segmentation/leftImg8bit/{train,val}/<drive>/'
+        '<id>_leftImg8bit.png\n'
+        'IDD_Segmentation/gtFine/{train,val}/<drive>/'
+        '<id>_gtFine_{labelcsTrainIds,labellevel3Ids}.png\n'
+        'idd20kII/leftImg8bit/{train,val}/<drive>/<id>_leftImg8bit.jpg\n'
+        'idd20kII/gtFine/{train,val}/<drive>/'
+        '<id>_gtFine_{labelcsTrainIds,labellevel3Ids}.png\n'
+        '(either part, or data_root is one part)')
+    CONVERTER = 'python tools/dataset_converters/idd.py'
+    default_domain = 'idd'
+
+    def __init__(self,
+                 *args: Any,
+                 label_space: str = 'cs_train_ids',
+                 **kwargs: Any) -> None:
+        self.check_choice('label_space', label_space, tuple(self.LABEL_SPACES))
+        self.native_metainfo = self.LABEL_SPACES[label_space]
+        self.seg_map_ending = self.MASK_SUFFIXES[label_space]
+        super().__init__(*args, **kwargs)
+
+    def folder_pairs(self) -> list[FolderPair]:
+        """One pair of folders per part."""
+        roots = [self.data_root,
+                 *(self.join(self.data_root, part) for part in PARTS)]
+        images = [self.join(root, 'leftImg8bit') for root in roots]
+        self.existing_folder(images)
+        return [
+            FolderPair(
+                self.join(root, 'leftImg8bit', self.split),
+                self.join(root, 'gtFine', self.split),
+                ('_leftImg8bit.png', '_leftImg8bit.jpg'), self.seg_map_ending)
+            for root, folder in zip(roots, images) if self.is_folder(folder)
+        ]

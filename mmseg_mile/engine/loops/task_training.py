@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stock training loop for one task inside a runner of many."""
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any, Iterator
+
+from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+
+def bare_model(runner: Runner) -> Any:
+    """The runner's model without the wrapper of distributed training."""
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
+
+
+def train_task(runner: Runner, loader: DataLoader, max_iters: int,
+               folder: Path) -> None:
+    """Train what is trainable with a new optimizer and new schedulers.
+
+    Args:
+        runner (Runner): Its model is ready for the task.
+        loader (DataLoader): The task's training images.
+        max_iters (int): Optimizer steps.
+        folder (Path): Checkpoints of this task only.
+    """
+    model = bare_model(runner)
+    loop = IterBasedTrainLoop(
+        runner, loader, max_iters=max_iters, val_interval=max_iters + 1)
+    with _hosted(runner, loop, folder):
+        # The reducer of a wrapped model knows the parameters that were
+        # trainable when it was wrapped, so each task wraps anew.
+        runner.model = runner.wrap_model(
+            runner.cfg.get('model_wrapper_cfg'), model)
+        config = copy.deepcopy(runner.cfg)
+        runner.optim_wrapper = runner.build_optim_wrapper(
+            config.optim_wrapper)
+        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+        if config.get('param_scheduler') is not None:
+            runner.param_schedulers = runner.build_param_scheduler(
+                config.param_scheduler)
+        runner.optim_wrapper.initialize_count_status(runner.model, 0,
+                                                     max_iters)
+        try:
+            loop.run()
+        finally:
+            runner.model = model
+
+
+@contextlib.contextmanager
+def _hosted(runner: Runner, loop: IterBasedTrainLoop,
+            folder: Path) -> Iterator[None]:
+    """Let the runner and its hooks see one task's loop and folder."""
+    outer, work_dir = runner._train_loop, runner._work_dir
+    runner._train_loop, runner._work_dir = loop, str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    runner.message_hub.runtime_info.pop('keep_ckpt_ids', None)
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook):
+            # it would go on writing to the folder of the first task
+            hook.out_dir, hook.last_ckpt = None, None
+    try:
+        yield
+    finally:
+        runner._train_loop, runner._work_dir = outer, work_dir

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a stream's config to tasks, checked datasets and loaders."""
+from __future__ import annotations
+
+import copy
+import os.path as osp
+from typing import Any, Dict, Iterable, List, Mapping, Sequence
+
+import numpy as np
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from mmseg.registry import DATASETS
+from mmseg_mile.datasets import check_dataset
+from mmseg_mile.structures import Task
+
+_TASK_KEYS = ('name', 'train_dataset', 'val_dataset', 'max_iters',
+              'init_from')
+
+
+class TaskData:
+    """The datasets of a stream, opened and checked before training starts.
+
+    Args:
+        tasks (Sequence[dict]): One per task: ``name``, ``train_dataset`` and
+            ``val_dataset`` (configs of any mmseg dataset), and optionally
+            ``max_iters`` and ``init_from``.
+        data_root (str): Joined with each dataset's relative ``data_root``.
+        max_iters (int): Iterations of tasks that name none.
+        num_checked (int): Images per dataset that are read for the check,
+            evenly spaced.
+
+    Raises:
+        ValueError: If a task is malformed, a name occurs twice, a folder is
+            missing, a split is empty, a file cannot be read, or a label
+            lies outside the classes; names task, dataset and file.
+    """
+
+    def __init__(self, tasks: Sequence[Mapping[str, Any]], data_root: str,
+                 max_iters: int, num_checked: int) -> None:
+        self._datasets: Dict[tuple, Any] = {}
+        self.tasks: List[Task] = []
+        if not tasks:
+            raise ValueError('train_cfg.tasks is empty: a stream needs at '
+                             'least one task')
+        for config in tasks:
+            task = self._open(config, data_root, max_iters)
+            if task.name in [t.name for t in self.tasks]:
+                raise ValueError(f'two tasks of the stream are called '
+                                 f'{task.name!r}: names must be unique, they '
+                                 'are also the names of the experts')
+            self.tasks.append(task)
+        for (name, split), dataset in self._datasets.items():
+            _check_samples(dataset, f'{split} of task {name!r}', num_checked)
+
+    def train_loader(self, runner: Runner, task: Task,
+                     template: Dict[str, Any]) -> DataLoader:
+        """Training images through the training pipeline, shuffled."""
+        return runner.build_dataloader(
+            dict(template, dataset=self._datasets[task.name, 'train']),
+            seed=runner.seed)
+
+    def val_loader(self, runner: Runner, task: Task,
+                   template: Dict[str, Any]) -> DataLoader:
+        """Validation images, each once, in order."""
+        return _ordered_loader(runner, template,
+                               self._datasets[task.name, 'val'])
+
+    def prototype_loader(self, runner: Runner, task: Task,
+                         template: Dict[str, Any],
+                         max_images: int) -> DataLoader:
+        """Training images through the *test* pipeline, in order.
+
+        Crops and flips of the training pipeline would shift prototypes.
+
+        Args:
+            runner (Runner): Builds the loader.
+            task (Task): The task.
+            template (dict): Config of the validation loader.
+            max_images (int): More images are thinned out evenly.
+        """
+        pipeline = _pipeline(task.val_dataset)
+        dataset = DATASETS.build(_with_pipeline(task.train_dataset, pipeline))
+        check_dataset(dataset, task.num_classes)
+        if len(dataset) > max_images:
+            runner.logger.info(f'prototypes of {task.name!r} from '
+                               f'{max_images} of {len(dataset)} images')
+            dataset.get_subset_(_spread(len(dataset), max_images))
+        return _ordered_loader(runner, template, dataset)
+
+    def _open(self, config: Mapping[str, Any], data_root: str,
+              max_iters: int) -> Task:
+        unknown = sorted(set(config) - set(_TASK_KEYS))
+        missing = [k for k in _TASK_KEYS[:3] if k not in config]
+        if unknown or missing:
+            raise ValueError(
+                f'task {config.get("name")!r} has unknown keys {unknown} and '
+                f'lacks {missing}; a task has {list(_TASK_KEYS)}')
+        configs, metas = {}, {}
+        for split in ('train', 'val'):
+            where = f'{split}_dataset of task {config["name"]!r}'
+            configs[split] = _rooted(config[f'{split}_dataset'], data_root)
+            dataset = _build(configs[split], where)
+            self._datasets[config['name'], split] = dataset
+            metas[split] = dataset.metainfo
+            if not metas[split].get('classes'):
+                raise ValueError(f'{where} declares no classes: give it '
+                                 'metainfo=dict(classes=(...))')
+        classes, other = (tuple(metas[s]['classes']) for s in
+                          ('train', 'val'))
+        if classes != other:
+            raise ValueError(
+                f'task {config["name"]!r} trains on the classes {classes} '
+                f'but is evaluated on {other}: both datasets must declare '
+                'the same classes in the same order')
+        task = Task(
+            name=config['name'],
+            classes=classes,
+            palette=tuple(tuple(c) for c in metas['val']['palette']),
+            train_dataset=configs['train'],
+            val_dataset=configs['val'],
+            max_iters=config.get('max_iters', max_iters),
+            init_from=config.get('init_from'))
+        if task.max_iters < 1:
+            raise ValueError(f'max_iters of task {task.name!r} must be >= 1, '
+                             f'got {task.max_iters}')
+        for split in ('train', 'val'):
+            check_dataset(self._datasets[task.name, split], task.num_classes)
+        return task
+
+
+def _build(config: Dict[str, Any], where: str) -> Any:
+    try:
+        dataset = DATASETS.build(copy.deepcopy(config))
+    except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
+        raise ValueError(
+            f'{where} cannot be opened: {error}. Check data_root '
+            f'({config.get("data_root")!r}) and data_prefix; data/README.md '
+            'shows the folders, `python tools/make_demo_data.py data/demo` '
+            'fabricates a stand-in.') from error
+    except ValueError as error:
+        raise ValueError(f'{where}: {error}') from error
+    if not len(dataset):
+        raise ValueError(
+            f'{where} is empty: no image below '
+            f'{config.get("data_root")!r} matches its suffixes or list')
+    return dataset
+
+
+def _check_samples(dataset: Any, where: str, num_checked: int) -> None:
+    for index in _spread(len(dataset), num_checked):
+        try:
+            dataset[index]
+        except ValueError as error:
+            raise ValueError(f'{where}: {error}') from error
+
+
+def _spread(length: int, count: int) -> List[int]:
+    """At most ``count`` evenly spaced indices below ``length``."""
+    return np.linspace(0, length - 1, min(length, count)).astype(int).tolist()
+
+
+def _inner_configs(config: Dict[str, Any]) -> Iterable[Dict[str, Any]]:
+    """Configs of the datasets inside a wrapper such as ConcatDataset."""
+    if 'datasets' in config:
+        return config['datasets']
+    return [config['dataset']] if 'dataset' in config else []
+
+
+def _rooted(config: Mapping[str, Any], data_root: str) -> Dict[str, Any]:
+    config = copy.deepcopy(dict(config))
+    inner = [_rooted(c, data_root) for c in _inner_configs(config)]
+    if 'datasets' in config:
+        config['datasets'] = inner
+    elif inner:
+        config['dataset'] = inner[0]
+    else:
+        config['data_root'] = osp.join(data_root, config.get('data_root', ''))
+    return config
+
+
+def _pipeline(config: Dict[str, Any]) -> Any:
+    inner = list(_inner_configs(config))
+    return _pipeline(inner[0]) if inner else config.get('pipeline', [])
+
+
+def _with_pipeline(config: Dict[str, Any], pipeline: Any) -> Dict[str, Any]:
+    config = copy.deepcopy(config)
+    inner = [_with_pipeline(c, pipeline) for c in _inner_configs(config)]
+    if 'datasets' in config:
+        config['datasets'] = inner
+    elif inner:
+        config['dataset'] = inner[0]
+    else:
+        config['pipeline'] = pipeline
+    return config
+
+
+def _ordered_loader(runner: Runner, template: Dict[str, Any],
+                    dataset: Any) -> DataLoader:
+    sampler = dict(type='DefaultSampler', shuffle=False, round_up=False)
+    return runner.build_dataloader(
+        dict(template, dataset=dataset, sampler=sampler), seed=runner.seed)

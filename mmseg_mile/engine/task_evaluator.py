@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model on the validation images of one task."""
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, List, Optional
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object
+from mmengine.runner import Runner
+
+from mmseg_mile.evaluation import DomainIoU
+from mmseg_mile.models import ContinualSegmentor
+from mmseg_mile.structures import Task
+
+
+@dataclass
+class TaskScore:
+    """What one evaluation of a task found.
+
+    Args:
+        routed (DomainIoU): With the experts that the gate chose.
+        oracle (DomainIoU, optional): With the task's own expert; None if it
+            has none.
+        chosen (Counter): Images per chosen expert; empty without a gate.
+        digest (str): SHA-256 over the oracle's label maps.
+    """
+    routed: DomainIoU
+    oracle: Optional[DomainIoU]
+    chosen: Counter = field(default_factory=Counter)
+    digest: str = ''
+
+
+def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
+                  loader: Iterable[dict]) -> TaskScore:
+    """Predict every image as routed, and with the task's own expert.
+
+    An image that was routed to its own expert is not predicted twice. The
+    hooks' ``after_stream_val_iter`` sees each routed batch.
+
+    Args:
+        runner (Runner): Whose hooks are called.
+        model (ContinualSegmentor): In any mode; left in eval mode.
+        task (Task): Its classes are the label space of the scores.
+        loader (Iterable[dict]): Its validation images.
+
+    Returns:
+        TaskScore: Of all processes together.
+    """
+    model.eval()
+    has_expert = task.name in model.expert_names
+    routed, oracle = DomainIoU(task.classes), DomainIoU(task.classes)
+    chosen: Counter = Counter()
+    digest = hashlib.sha256()
+    for batch in loader:
+        for sample in batch['data_samples']:
+            sample.set_metainfo(dict(task=task.name))
+        untouched = copy.copy(batch)
+        untouched['data_samples'] = [
+            copy.deepcopy(s) for s in batch['data_samples']
+        ]
+        outputs = _predict(model, batch)
+        _update(routed, outputs)
+        chosen.update(o.expert for o in outputs if o.expert is not None)
+        runner.call_hook(
+            'after_stream_val_iter', task=task, data_samples=outputs)
+        if has_expert:
+            outputs = _with_own_expert(model, task, untouched, outputs)
+            _update(oracle, outputs)
+            for output in outputs:
+                digest.update(_label_map(output.pred_sem_seg).tobytes())
+    return _gather(
+        TaskScore(routed, oracle if has_expert else None, chosen,
+                  digest.hexdigest() if has_expert else ''))
+
+
+def evaluate_forced(model: ContinualSegmentor, task: Task,
+                    loader: Iterable[dict], expert: str) -> float:
+    """mIoU in per cent of a task with one expert forced on all images."""
+    model.eval()
+    score = DomainIoU(task.classes)
+    with model.forced(expert):
+        for batch in loader:
+            _update(score, _predict(model, batch))
+    parts = all_gather_object(score)
+    for other in parts[1:]:
+        parts[0].merge(other)
+    return parts[0].miou()
+
+
+@torch.no_grad()
+def _predict(model: ContinualSegmentor, batch: Dict[str, Any]) -> List[Any]:
+    return model.test_step(batch)
+
+
+def _with_own_expert(model: ContinualSegmentor, task: Task,
+                     batch: Dict[str, Any], routed: List[Any]) -> List[Any]:
+    """The batch as the task's own expert sees it."""
+    wrong = [i for i, o in enumerate(routed) if o.expert != task.name]
+    outputs = list(routed)
+    if wrong:
+        again = dict(
+            inputs=[batch['inputs'][i] for i in wrong],
+            data_samples=[batch['data_samples'][i] for i in wrong])
+        with model.forced(task.name):
+            for index, output in zip(wrong, _predict(model, again)):
+                outputs[index] = output
+    return outputs
+
+
+def _label_map(pixel_data: Any) -> np.ndarray:
+    """(H, W) label map."""
+    return pixel_data.data.squeeze(0).cpu().numpy()
+
+
+def _update(score: DomainIoU, outputs: List[Any]) -> None:
+    for output in outputs:
+        score.update(
+            _label_map(output.pred_sem_seg), output.classes,
+            _label_map(output.gt_sem_seg))
+
+
+def _gather(score: TaskScore) -> TaskScore:
+    parts = all_gather_object(score)
+    for other in parts[1:]:
+        parts[0].routed.merge(other.routed)
+        if parts[0].oracle is not None:
+            parts[0].oracle.merge(other.oracle)
+        parts[0].chosen.update(other.chosen)
+    return parts[0]

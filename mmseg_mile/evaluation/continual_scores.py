@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of a stream, as pure functions of its score matrix.
+
+``R[i, j]`` is the mIoU in per cent on task j after learning task i; tasks
+count from 0 to T - 1, and NaN means not evaluated. No function edits its
+input. A score whose formula needs a cell that was not evaluated is NaN: a
+mean over fewer tasks would pass for the score. The scores that compare
+tasks are NaN for a stream of one task.
+"""
+from __future__ import annotations
+
+from typing import Dict, Optional
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def average_miou(matrix: ArrayLike) -> float:
+    """Mean over all tasks at the end, ``mean_j R[T-1, j]``.
+
+    In per cent, higher is better. The usual "average mIoU" of continual
+    segmentation.
+
+    Example: ``[[60, nan], [50, 70]]`` -> (50 + 70) / 2 = 60.
+    """
+    return _mean(_square(matrix)[-1])
+
+
+def harmonic_mean_miou(matrix: ArrayLike) -> float:
+    """Harmonic mean at the end, ``T / sum_j (1 / R[T-1, j])``.
+
+    In per cent, higher is better; one weak task weighs more than in the
+    average, and one task at 0 makes it 0. Used by SemLA (CVPR 2025).
+
+    Example: ``[[60, nan], [30, 60]]`` -> 2 / (1/30 + 1/60) = 40.
+    """
+    last = _square(matrix)[-1]
+    if np.isnan(last).any():
+        return float('nan')
+    return float(len(last) / np.sum(1 / last)) if last.all() else 0.0
+
+
+def backward_transfer(matrix: ArrayLike) -> float:
+    """What later tasks did to earlier ones, from learning to the end.
+
+    ``mean_{j < T-1} (R[T-1, j] - R[j, j])`` in points of mIoU; negative
+    means loss, positive means that later tasks helped. Lopez-Paz and
+    Ranzato, "Gradient Episodic Memory", NeurIPS 2017.
+
+    Example: ``[[60, nan], [50, 70]]`` -> 50 - 60 = -10.
+    """
+    scores = _square(matrix)
+    return _mean(scores[-1, :-1] - np.diagonal(scores)[:-1])
+
+
+def forward_transfer(matrix: ArrayLike,
+                     reference: Optional[ArrayLike] = None) -> float:
+    """Zero-shot mIoU on each task just before it is learned.
+
+    ``mean_{j >= 1} (R[j-1, j] - b_j)`` in points of mIoU, higher is better.
+    The reference ``b`` is 0 unless given. Lopez-Paz and Ranzato (NeurIPS
+    2017), who take the score of an untrained model as ``b``.
+
+    Args:
+        matrix (ArrayLike): (T, T) scores.
+        reference (ArrayLike, optional): (T,) scores of a model that has
+            not seen the task; entry 0 is not used. Defaults to None.
+
+    Example: ``[[60, 40], [50, 70]]`` -> 40; with reference ``[5, 10]`` ->
+    40 - 10 = 30.
+    """
+    scores = _square(matrix)
+    base = np.zeros(len(scores)) if reference is None else _vector(
+        'reference', reference, len(scores))
+    return _mean(np.diagonal(scores, offset=1) - base[1:])
+
+
+def forgetting(matrix: ArrayLike) -> float:
+    """Best earlier score minus the last one; negative means gain.
+
+    ``mean_{j < T-1} (max_{j <= i < T-1} R[i, j] - R[T-1, j])`` in points of
+    mIoU, lower is better. The last row is not part of the maximum, so that
+    a gain shows, and neither are the rows before task j was learned; rows
+    that were not evaluated are passed over. Chaudhry et al., "Riemannian
+    Walk for Incremental Learning", ECCV 2018.
+
+    Example: ``[[60, nan], [65, 50]]`` -> 60 - 65 = -5.
+    """
+    scores = _square(matrix)
+    learned = np.where(np.tri(len(scores), dtype=bool), scores, np.nan)
+    # fmax passes over NaN and, unlike nanmax, does not warn of an empty
+    # column.
+    best = np.fmax.reduce(learned[:-1, :-1], axis=0, initial=np.nan)
+    return _mean(best - scores[-1, :-1])
+
+
+def stability(matrix: ArrayLike) -> float:
+    """Share of its score that an old task keeps; 1 means nothing lost.
+
+    ``mean_{j < T-1} R[T-1, j] / R[j, j]``, a ratio, higher is better. MILE
+    names stability without a definition; this is the reading that needs no
+    other run.
+
+    Example: ``[[60, nan], [45, 70]]`` -> 45 / 60 = 0.75.
+    """
+    scores = _square(matrix)
+    learned = np.diagonal(scores)[:-1]
+    return _mean(scores[-1, :-1] / np.where(learned == 0, np.nan, learned))
+
+
+def plasticity(matrix: ArrayLike) -> float:
+    """How well each task is learned at its turn, ``mean_j R[j, j]``.
+
+    In per cent, higher is better. MILE names plasticity without a
+    definition; this is the reading that needs no other run.
+
+    Example: ``[[60, nan], [50, 70]]`` -> (60 + 70) / 2 = 65.
+    """
+    return _mean(np.diagonal(_square(matrix)))
+
+
+def oracle_gap(routed: ArrayLike, oracle: ArrayLike) -> float:
+    """What the gate's mistakes cost at the end.
+
+    ``mean_j (O[T-1, j] - R[T-1, j])`` in points of mIoU, where ``O`` was
+    routed by the true task; lower is better, negative means that the gate
+    found better experts than the task's own.
+
+    Example: oracle ``[[60, nan], [58, 70]]`` and routed ``[[60, nan],
+    [56, 69]]`` -> (2 + 1) / 2 = 1.5.
+    """
+    routed, oracle = _square(routed), _square(oracle)
+    if routed.shape != oracle.shape:
+        raise ValueError('routed and oracle must be of one shape, got '
+                         f'{routed.shape} and {oracle.shape}')
+    return _mean(oracle[-1] - routed[-1])
+
+
+def mismatch_drop(oracle_row: ArrayLike, forced: ArrayLike) -> float:
+    """What a wrong expert costs, so whether routing matters at all.
+
+    ``mean_j (O_j - mean_{k != j} F[j, k])`` in points of mIoU, where
+    ``F[j, k]`` is the mIoU on task j with expert k forced and ``O`` the
+    mIoU with each task's own expert. Near 0 means that any expert would do.
+
+    Args:
+        oracle_row (ArrayLike): (T,) mIoU with the right expert.
+        forced (ArrayLike): (T, T) mIoU, rows tasks, columns forced experts;
+            the diagonal is not used.
+
+    Example: oracle row ``[60, 70]`` and forced ``[[nan, 40], [55, nan]]``
+    -> ((60 - 40) + (70 - 55)) / 2 = 17.5.
+    """
+    forced = _square(forced, 'forced')
+    num_tasks = len(forced)
+    own = _vector('oracle_row', oracle_row, num_tasks)
+    others = forced[~np.eye(num_tasks, dtype=bool)]
+    if not len(others):
+        return float('nan')
+    return _mean(own - others.reshape(num_tasks, num_tasks - 1).mean(axis=1))
+
+
+def all_scores(routed: ArrayLike,
+               oracle: ArrayLike,
+               forced: Optional[ArrayLike] = None) -> Dict[str, float]:
+    """Every score of ``results.json`` by its name.
+
+    Args:
+        routed (ArrayLike): (T, T) scores without a task label.
+        oracle (ArrayLike): (T, T) scores, routed by the true task.
+        forced (ArrayLike, optional): (T, T) scores with a forced expert;
+            ``mismatch_drop`` is NaN without it. Defaults to None.
+    """
+    drop = float('nan')
+    if forced is not None:
+        drop = mismatch_drop(_square(oracle)[-1], forced)
+    return dict(
+        average_miou=average_miou(routed),
+        backward_transfer=backward_transfer(routed),
+        forward_transfer=forward_transfer(routed),
+        forgetting=forgetting(routed),
+        stability=stability(routed),
+        plasticity=plasticity(routed),
+        oracle_gap=oracle_gap(routed, oracle),
+        mismatch_drop=drop)
+
+
+def _square(matrix: ArrayLike, name: str = 'score matrix') -> np.ndarray:
+    scores = np.array(matrix, dtype=float)
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or (
+            not scores.size):
+        raise ValueError(
+            f'{name} must be square with one row and one column per task, '
+            f'got shape {scores.shape}')
+    return scores
+
+
+def _vector(name: str, values: ArrayLike, length: int) -> np.ndarray:
+    vector = np.array(values, dtype=float)
+    if vector.shape != (length, ):
+        raise ValueError(f'{name} must hold one value for each of {length} '
+                         f'tasks, got shape {vector.shape}')
+    return vector
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float('nan')

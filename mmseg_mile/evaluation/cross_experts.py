@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every expert on every task: what routing is worth."""
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+from prettytable import PrettyTable
+
+
+def cross_expert_table(tasks: Sequence[str], matrix: np.ndarray) -> str:
+    """mIoU with one expert forced on all images of a task.
+
+    Args:
+        tasks (Sequence[str]): T names.
+        matrix (np.ndarray): (T, T) per cent, rows tasks, columns experts.
+
+    Returns:
+        str: A table; the diagonal holds the oracle's scores.
+    """
+    table = PrettyTable(['mIoU of task'] + [f'expert {t}' for t in tasks] +
+                        ['drop'])
+    table.align = 'r'
+    table.align['mIoU of task'] = 'l'
+    for index, task in enumerate(tasks):
+        others = np.delete(matrix[index], index)
+        drop = matrix[index, index] - np.nanmean(others)
+        table.add_row([task] + [f'{v:.1f}' for v in matrix[index]] +
+                      [f'{drop:.1f}'])
+    return f'Experts forced on other tasks\n{table}'

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one run of a stream measured: ``results.json`` in memory."""
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .atomic_json import PathLike, read_json, write_json
+from .continual_scores import all_scores
+from .results_schema import (EXPERT_COST_KEYS, KEYS, KINDS, PROVENANCE_KEYS,
+                             SCHEMA_VERSION, SCORE_NAMES, check_cost,
+                             check_counts, check_keys, check_range,
+                             check_tasks, check_type, check_version,
+                             read_class_iou, read_matrix, read_number,
+                             read_scores, read_vector, write_counts,
+                             write_numbers)
+
+ClassIoU = Dict[str, Dict[str, float]]
+
+
+@dataclass(eq=False)
+class StreamResults:
+    """Score matrices, gate, scores, cost and provenance of one run.
+
+    Made with :meth:`new` or :meth:`load`. NaN stands for not evaluated and
+    is ``null`` in the file. T tasks; row i of a score matrix = after
+    learning task i, column j = evaluated on task j, in per cent.
+
+    Args:
+        stream (str): Name of the stream.
+        method (str): Name of the method.
+        seed (int): Random seed of the run.
+        tasks (list[str]): Names of the tasks, in order.
+        miou (dict[str, np.ndarray]): (T, T) under ``'routed'`` and
+            ``'oracle'``.
+        class_iou (dict): IoU per kind, task and class after the last task.
+        gate_accuracy (float): Share of images routed right, 0 to 1.
+        gate_confusion (np.ndarray): (T, T) image counts, rows true task,
+            columns chosen expert.
+        scores (dict[str, float]): One value per name of ``SCORE_NAMES``.
+        base_params (int, optional): Parameters of the frozen base.
+        experts (list[dict]): Size of each expert, ``EXPERT_COST_KEYS``.
+        train_seconds (np.ndarray): (T,) training time.
+        provenance (dict): ``PROVENANCE_KEYS``.
+    """
+    stream: str
+    method: str
+    seed: int
+    tasks: List[str]
+    miou: Dict[str, np.ndarray]
+    gate_confusion: np.ndarray
+    train_seconds: np.ndarray
+    class_iou: Dict[str, ClassIoU] = field(
+        default_factory=lambda: {kind: {}
+                                 for kind in KINDS})
+    gate_accuracy: float = math.nan
+    scores: Dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(SCORE_NAMES, math.nan))
+    base_params: Optional[int] = None
+    experts: List[Dict[str, Any]] = field(default_factory=list)
+    provenance: Dict[str, Any] = field(
+        default_factory=lambda: dict.fromkeys(PROVENANCE_KEYS))
+
+    @classmethod
+    def new(cls, stream: str, method: str, seed: int,
+            tasks: Sequence[str]) -> 'StreamResults':
+        """Results of a run that has not evaluated anything yet."""
+        tasks = check_tasks(tasks)
+        size = len(tasks)
+        return cls(
+            stream,
+            method,
+            seed,
+            tasks,
+            miou={kind: _unset(size, size)
+                  for kind in KINDS},
+            gate_confusion=_unset(size, size),
+            train_seconds=_unset(size))
+
+    @property
+    def num_finished_rows(self) -> int:
+        """int: Leading rows with a routed score for every learned task."""
+        # Row i is finished when columns 0 to i are set.
+        missing = np.isnan(self.miou['routed']) & np.tri(
+            len(self.tasks), dtype=bool)
+        return int(np.logical_and.accumulate(~missing.any(axis=1)).sum())
+
+    @property
+    def has_gate(self) -> bool:
+        """bool: Whether routing was measured."""
+        return not np.isnan(self.gate_confusion).all()
+
+    def set_miou(self, kind: str, after: int, task: int, value: float) -> None:
+        """Set one cell, per cent; NaN marks it as not evaluated."""
+        if kind not in KINDS:
+            raise ValueError(f'kind must be one of {KINDS}, got {kind!r}')
+        size = len(self.tasks)
+        if not (0 <= after < size and 0 <= task < size):
+            raise ValueError(f'after and task must lie in 0 to {size - 1}, '
+                             f'got {after} and {task}')
+        self.miou[kind][after,
+                        task] = check_range(value, 0, 100,
+                                            f'miou.{kind}[{after}][{task}]')
+
+    def set_gate(self, accuracy: float, confusion: ArrayLike) -> None:
+        """Set the gate's accuracy and its counts of images.
+
+        Args:
+            accuracy (float): Share of images routed right, 0 to 1.
+            confusion (ArrayLike): (K, K) counts of the first K tasks.
+        """
+        counts = check_counts(confusion, len(self.tasks))
+        self.gate_accuracy = check_range(accuracy, 0, 1, 'gate.accuracy')
+        self.gate_confusion = _grow(counts, len(self.tasks), len(self.tasks))
+
+    def set_class_iou(self, kind: str, task_name: str,
+                      class_iou: Mapping[str, float]) -> None:
+        """Set the IoU per class of one task, per cent."""
+        if kind not in KINDS or task_name not in self.tasks:
+            raise ValueError(
+                f'kind must be one of {KINDS} and the task one of '
+                f'{self.tasks}, got {kind!r} and {task_name!r}')
+        self.class_iou[kind][task_name] = {
+            name: check_range(iou, 0, 100,
+                              f'class_iou.{kind}.{task_name}.{name}')
+            for name, iou in class_iou.items()
+        }
+
+    def set_cost(self, base_params: Optional[int],
+                 experts: Sequence[Dict[str, Any]],
+                 train_seconds: ArrayLike) -> None:
+        """Set the sizes of base and experts and the time per learned task.
+
+        Args:
+            base_params (int, optional): Parameters of the frozen base.
+            experts (Sequence[dict]): ``EXPERT_COST_KEYS`` per expert;
+                empty for a method without experts.
+            train_seconds (ArrayLike): One value per task learned so far.
+        """
+        if base_params is not None:
+            check_type(base_params, int, 'cost.base_params')
+        for index, entry in enumerate(experts):
+            check_cost(entry, self.tasks, f'cost.experts[{index}]')
+        seconds = np.array(train_seconds, dtype=float)
+        if seconds.ndim != 1 or len(seconds) > len(self.tasks):
+            raise ValueError(
+                'cost.train_seconds must be a list of at most one value per '
+                f'task ({len(self.tasks)}), got shape {seconds.shape}')
+        self.base_params = base_params
+        self.experts = [{
+            key: entry[key]
+            for key in EXPERT_COST_KEYS
+        } for entry in experts]
+        self.train_seconds = _grow(seconds, len(self.tasks))
+
+    def set_provenance(self, commit: Optional[str], versions: Mapping[str,
+                                                                      str],
+                       config: Any, device: str) -> None:
+        """Set what made the numbers; all of it must be JSON-able."""
+        self.provenance = dict(
+            commit=commit,
+            versions=dict(versions),
+            config=config,
+            device=device)
+
+    def extend(self, tasks: Sequence[str]) -> None:
+        """Grow to a longer stream that begins with the same tasks.
+
+        What was measured is kept; new cells are not evaluated yet.
+
+        Raises:
+            ValueError: If ``tasks`` does not begin with the present tasks.
+        """
+        tasks = check_tasks(tasks)
+        if tasks[:len(self.tasks)] != self.tasks:
+            raise ValueError(
+                f'the results hold the tasks {self.tasks}, the stream has '
+                f'{tasks}: a stream can only be continued by tasks at its '
+                'end. Keep the old order, or choose another work_dir.')
+        size = len(tasks)
+        self.tasks = tasks
+        self.miou = {
+            kind: _grow(matrix, size, size)
+            for kind, matrix in self.miou.items()
+        }
+        self.gate_confusion = _grow(self.gate_confusion, size, size)
+        self.train_seconds = _grow(self.train_seconds, size)
+
+    def compute_scores(self, forced: Optional[ArrayLike] = None) -> None:
+        """Fill ``scores`` from the matrices up to the last finished row.
+
+        Args:
+            forced (ArrayLike, optional): mIoU with a forced expert, rows
+                tasks, columns experts, of the K finished or of all tasks.
+                ``mismatch_drop`` is NaN without it. Defaults to None.
+        """
+        self.scores = dict.fromkeys(SCORE_NAMES, math.nan)
+        size = self.num_finished_rows
+        if not size:
+            return
+        routed, oracle = (self.miou[k][:size, :size] for k in KINDS)
+        if forced is not None:
+            forced = np.array(forced, dtype=float)
+            if forced.shape == (len(self.tasks), ) * 2:
+                forced = forced[:size, :size]
+        self.scores.update(all_scores(routed, oracle, forced))
+
+    def to_document(self) -> Dict[str, Any]:
+        """The content of ``results.json``."""
+        return dict(
+            schema=SCHEMA_VERSION,
+            stream=self.stream,
+            method=self.method,
+            seed=self.seed,
+            tasks=list(self.tasks),
+            miou=write_numbers(self.miou),
+            class_iou=write_numbers(self.class_iou),
+            gate=dict(
+                accuracy=write_numbers(self.gate_accuracy),
+                confusion=write_counts(self.gate_confusion)),
+            scores=write_numbers(self.scores),
+            cost=dict(
+                base_params=self.base_params,
+                experts=write_numbers(self.experts),
+                train_seconds=write_numbers(self.train_seconds)),
+            provenance=self.provenance)
+
+    @classmethod
+    def from_document(cls, document: Any) -> 'StreamResults':
+        """Results of the content of ``results.json``, checked."""
+        check_version(document)
+        check_keys(document, KEYS, 'the file')
+        for name, kind in (('stream', str), ('method', str), ('seed', int)):
+            check_type(document[name], kind, name)
+        results = cls.new(document['stream'], document['method'],
+                          document['seed'], document['tasks'])
+        results._read_measured(document)
+        results._read_cost(document['cost'])
+        check_keys(document['provenance'], PROVENANCE_KEYS, 'provenance')
+        results.provenance = dict(document['provenance'])
+        return results
+
+    def save(self, path: PathLike) -> None:
+        """Write ``results.json``; a crash leaves the old file whole."""
+        write_json(path, self.to_document())
+
+    @classmethod
+    def load(cls, path: PathLike) -> 'StreamResults':
+        """Read a ``results.json``.
+
+        Raises:
+            ValueError: If the file is broken; names file and field.
+        """
+        document = read_json(path)
+        try:
+            return cls.from_document(document)
+        except ValueError as error:
+            raise ValueError(f'{os.fspath(path)}: {error}') from error
+
+    def _read_measured(self, document: Dict[str, Any]) -> None:
+        size = len(self.tasks)
+        for name in ('miou', 'class_iou'):
+            check_keys(document[name], KINDS, name)
+        for kind in KINDS:
+            field_name = f'miou.{kind}'
+            matrix = read_matrix(document['miou'][kind], size, field_name)
+            for (after, task), value in np.ndenumerate(matrix):
+                self.set_miou(kind, after, task, value)
+            self.class_iou[kind] = read_class_iou(document['class_iou'][kind],
+                                                  self.tasks,
+                                                  f'class_iou.{kind}')
+        check_keys(document['gate'], ('accuracy', 'confusion'), 'gate')
+        self.set_gate(
+            read_number(document['gate']['accuracy'], 'gate.accuracy'),
+            read_matrix(document['gate']['confusion'], size, 'gate.confusion'))
+        self.scores = read_scores(document['scores'], 'scores')
+
+    def _read_cost(self, cost: Any) -> None:
+        check_keys(cost, ('base_params', 'experts', 'train_seconds'), 'cost')
+        check_type(cost['experts'], list, 'cost.experts')
+        seconds = read_vector(cost['train_seconds'], len(self.tasks),
+                              'cost.train_seconds')
+        self.set_cost(cost['base_params'], cost['experts'], seconds)
+
+
+def _unset(*shape: int) -> np.ndarray:
+    return np.full(shape, np.nan)
+
+
+def _grow(values: np.ndarray, *shape: int) -> np.ndarray:
+    grown = _unset(*shape)
+    grown[tuple(slice(length) for length in values.shape)] = values
+    return grown

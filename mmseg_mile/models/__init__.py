@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backbones with experts, gates, embedders and segmentors."""
+from .backbones import LoRAExpertBackbone
+from .embedders import FeatureStatisticsEmbedder
+from .gates import (BaseGate, FixedGate, LastGate, OracleGate, PrototypeGate,
+                    RandomGate)
+from .segmentors import ContinualSegmentor, ExpertSegmentor
+
+__all__ = [
+    'BaseGate', 'ContinualSegmentor', 'ExpertSegmentor',
+    'FeatureStatisticsEmbedder', 'FixedGate', 'LastGate',
+    'LoRAExpertBackbone', 'OracleGate', 'PrototypeGate', 'RandomGate'
+]

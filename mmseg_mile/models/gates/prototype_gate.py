@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MILE's gate: the expert whose prototype lies nearest to the image."""
+from __future__ import annotations
+
+from typing import Dict, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from mmseg.registry import TASK_UTILS
+from mmseg_mile.structures import Routing
+from .base_gate import BaseGate
+from .prototypes import Prototypes, folds, shared_precision, squared_distances
+
+# Shape legend: B images, D embedding, E experts
+_METRICS = ('euclidean', 'cosine', 'mahalanobis')
+_NUM_FOLDS = 5
+
+
+@TASK_UTILS.register_module()
+class PrototypeGate(BaseGate):
+    """Nearest prototype in the embedding of the frozen base.
+
+    ``expert(x) = argmin_t min_k d(e(x), p_tk)``. With the Euclidean distance
+    and one mean per task this is the gate of MILE (arXiv 2605.03555);
+    'cosine' compares directions; 'mahalanobis' measures in units of the
+    within-task covariance that all tasks share, so that directions in which
+    images of any one task differ count little.
+
+    Only counts, means and scatter of a task are kept. They are float64 and
+    order-free, so tasks can come, merge and go.
+
+    Args:
+        metric (str): 'euclidean', 'cosine' or 'mahalanobis'.
+        num_prototypes (int): k-means centroids per task. Defaults to 1.
+        top_k (int): Experts per image. Defaults to 1.
+        temperature (float): Of the weights ``softmax(-d / temperature)``
+            over the chosen experts, d relative to the nearest one's
+            typical distance; has no effect with one. Defaults to 1.
+        unfamiliar_quantile (float): Share of a task's own images that its
+            expert must accept; an image farther from every expert is
+            flagged unfamiliar. Defaults to 0.99.
+        shrinkage (float): Of the covariance towards its diagonal, in
+            (0, 1]. Defaults to 0.1.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    needs_embeddings = True
+
+    def __init__(self,
+                 metric: str = 'mahalanobis',
+                 num_prototypes: int = 1,
+                 top_k: int = 1,
+                 temperature: float = 1.0,
+                 unfamiliar_quantile: float = 0.99,
+                 shrinkage: float = 0.1) -> None:
+        super().__init__()
+        if metric not in _METRICS:
+            raise ValueError(
+                f'gate.metric must be one of {_METRICS}, got {metric!r}')
+        for name, value in (('num_prototypes', num_prototypes),
+                            ('top_k', top_k)):
+            if value < 1:
+                raise ValueError(f'gate.{name} must be >= 1, got {value}')
+        if temperature <= 0:
+            raise ValueError(f'gate.temperature must be > 0, got '
+                             f'{temperature}')
+        for name, value in (('unfamiliar_quantile', unfamiliar_quantile),
+                            ('shrinkage', shrinkage)):
+            if not 0 < value <= 1:
+                raise ValueError(f'gate.{name} must be in (0, 1], got {value}')
+        self.metric = metric
+        self.num_prototypes = num_prototypes
+        self.top_k = top_k
+        self.temperature = temperature
+        self.unfamiliar_quantile = unfamiliar_quantile
+        self.shrinkage = shrinkage
+        self._tasks: Dict[str, Prototypes] = {}
+        self._precision: Optional[Tensor] = None
+
+    def fit(self, task: str, embeddings: Optional[Tensor]) -> None:
+        """Learn the prototypes of a task from (N, D) embeddings.
+
+        Raises:
+            ValueError: If there is no embedding, one is not finite, or
+                their size differs from that of earlier tasks.
+        """
+        if embeddings is None or not len(embeddings):
+            raise ValueError(f'task {task!r} gave the gate no images')
+        if not embeddings.isfinite().all():
+            raise ValueError(f'embeddings of task {task!r} are not finite: '
+                             'check the normalisation of its images')
+        x = self._space(embeddings)
+        prototypes = Prototypes.of(x, self.num_prototypes)
+        prototypes.reach = self._calibrate(x)
+        self._add(task, prototypes)
+
+    def remove(self, task: str) -> None:
+        """Forget a task; the others' statistics stay as they are."""
+        super().remove(task)
+        del self._tasks[task]
+        self._precision = None
+
+    def state(self, task: str) -> Dict[str, Tensor]:
+        """See :meth:`BaseGate.state`."""
+        return self._tasks[task].state()
+
+    def load_state(self, task: str, state: Dict[str, Tensor]) -> None:
+        """See :meth:`BaseGate.load_state`."""
+        self._add(task, Prototypes.from_state(state))
+
+    def distances(self, embeddings: Tensor) -> Tensor:
+        """Distance of each image to each expert.
+
+        Args:
+            embeddings (Tensor): (B, D).
+
+        Returns:
+            Tensor: (B, E) float64 on the CPU.
+        """
+        self._check_ready()
+        x = self._space(embeddings)
+        precision = self._current_precision()
+        return torch.stack([
+            squared_distances(x, t, precision) for t in self._tasks.values()
+        ], 1).sqrt()
+
+    def route(self, embeddings: Optional[Tensor],
+              tasks: Sequence[Optional[str]]) -> Routing:
+        """See :meth:`BaseGate.route`; ``tasks`` is not looked at."""
+        assert embeddings is not None
+        distances_BE = self.distances(embeddings)
+        typical_E = torch.stack([self._typical(t) for t in
+                                 self._tasks.values()])
+        reach_E = torch.stack([t.reach for t in self._tasks.values()])
+        unfamiliar = (distances_BE > typical_E * reach_E).all(1)
+        chosen = distances_BE.topk(
+            min(self.top_k, len(self._tasks)), largest=False)
+        scale = self.temperature * typical_E.clamp_min(1e-12)[chosen.indices]
+        weights = (-(chosen.values - chosen.values[:, :1]) / scale).softmax(1)
+        weights_BE = torch.zeros_like(distances_BE).scatter_(
+            1, chosen.indices, weights)
+        return Routing(self.expert_names, weights_BE.float(),
+                       distances_BE.float(), unfamiliar)
+
+    def nearest(self, embeddings: Tensor) -> str:
+        """The expert nearest, on average, to a new task's images.
+
+        Args:
+            embeddings (Tensor): (N, D) of the new task.
+        """
+        mean = self.distances(embeddings).square().mean(0)
+        return self.expert_names[int(mean.argmin())]
+
+    def _add(self, task: str, prototypes: Prototypes) -> None:
+        size = prototypes.centroids.shape[1]
+        for other, known in self._tasks.items():
+            if known.centroids.shape[1] != size:
+                raise ValueError(
+                    f'embeddings of task {task!r} have {size} values, those '
+                    f'of {other!r} {known.centroids.shape[1]}: keep the '
+                    'embedder as it was for the whole stream')
+        super().fit(task, None)
+        self._tasks[task] = prototypes
+        self._precision = None
+
+    def _space(self, embeddings: Tensor) -> Tensor:
+        x = embeddings.detach().double().cpu()
+        if self.metric == 'cosine':
+            return torch.nn.functional.normalize(x, dim=1)
+        return x
+
+    def _current_precision(self) -> Tensor:
+        if self._precision is None:
+            self._precision = self._precision_of(list(self._tasks.values()))
+        return self._precision
+
+    def _precision_of(self, tasks: Sequence[Prototypes]) -> Tensor:
+        if self.metric == 'mahalanobis':
+            return shared_precision(tasks, self.shrinkage)
+        return torch.eye(tasks[0].scatter.shape[0], dtype=torch.float64)
+
+    def _typical(self, task: Prototypes) -> Tensor:
+        """Root mean squared distance of the task's own training images.
+
+        It follows from the scatter alone, ``tr(P S_t) / n_t``, so it stays
+        right when another task changes the shared covariance.
+        """
+        trace = (self._current_precision() * task.scatter).sum()
+        return (trace / task.counts.sum()).clamp_min(0).sqrt()
+
+    def _calibrate(self, x: Tensor) -> Tensor:
+        """Quantile of held-out over typical distance, by cross-fitting.
+
+        Training images lie closer to prototypes they took part in than new
+        images of the same task will, so each fold is measured against
+        prototypes of the others. With fewer than two images nothing can be
+        calibrated and nothing will be flagged.
+        """
+        if len(x) < 2:
+            return torch.tensor(torch.inf, dtype=torch.float64)
+        ratios = []
+        for fold in folds(len(x), _NUM_FOLDS):
+            kept = torch.ones(len(x), dtype=torch.bool)
+            kept[fold] = False
+            part = Prototypes.of(x[kept], self.num_prototypes)
+            precision = self._precision_of([*self._tasks.values(), part])
+            typical = (precision * part.scatter).sum() / part.counts.sum()
+            held_out = squared_distances(x[fold], part, precision)
+            ratios.append((held_out / typical.clamp_min(1e-12)).sqrt())
+        return torch.cat(ratios).quantile(self.unfamiliar_quantile)

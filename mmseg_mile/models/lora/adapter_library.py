@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapters of all experts, and their merged weights while in use."""
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Dict, Mapping, Tuple
+
+import torch
+from torch import Tensor
+
+from .merging import Adapter, merge_adapters
+
+
+class AdapterLibrary:
+    """Named adapters with a bounded cache of merged weights.
+
+    Args:
+        merge_cache_size (int): Merged weight sets kept, least recently used
+            dropped first.
+    """
+
+    def __init__(self, merge_cache_size: int) -> None:
+        if merge_cache_size < 1:
+            raise ValueError('merge_cache_size must be at least 1, got '
+                             f'{merge_cache_size}')
+        self._adapters: Dict[str, Adapter] = {}
+        self._merged: OrderedDict = OrderedDict()
+        self._merge_cache_size = merge_cache_size
+
+    @property
+    def names(self) -> Tuple[str, ...]:
+        """tuple[str]: Experts in the order in which they were added."""
+        return tuple(self._adapters)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._adapters
+
+    def __getitem__(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            raise ValueError(
+                f'unknown expert {name!r}; experts: {list(self._adapters)}')
+        return self._adapters[name]
+
+    def __setitem__(self, name: str, adapter: Adapter) -> None:
+        self._forget_merged(name)
+        self._adapters[name] = adapter
+
+    def __delitem__(self, name: str) -> None:
+        self[name]
+        self._forget_merged(name)
+        del self._adapters[name]
+
+    def merged(self, mixture: Mapping[str, float],
+               base: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+        """Weights of a mixture of experts, see :func:`merge_adapters`.
+
+        Args:
+            mixture (Mapping[str, float]): Weight of each expert.
+            base (Mapping[str, Tensor]): The frozen backbone's tensors.
+
+        Returns:
+            dict[str, Tensor]: Entries that differ from the base.
+        """
+        key = tuple(sorted(mixture.items()))
+        if key not in self._merged:
+            with torch.no_grad():
+                self._merged[key] = merge_adapters(
+                    base, [(weight, self[name]) for name, weight in key])
+            while len(self._merged) > self._merge_cache_size:
+                self._merged.popitem(last=False)
+        self._merged.move_to_end(key)
+        return self._merged[key]
+
+    def _forget_merged(self, name: str) -> None:
+        for key in [k for k in self._merged if name in dict(k)]:
+            del self._merged[key]

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``lora`` field of a config."""
+from __future__ import annotations
+
+from typing import Any, Dict, Mapping
+
+_KEYS = ('r', 'lora_alpha', 'target_modules', 'lora_dropout', 'use_rslora')
+
+
+def check_lora_config(lora: Mapping[str, Any]) -> Dict[str, Any]:
+    """PEFT's ``LoraConfig`` arguments, without the targets.
+
+    Raises:
+        ValueError: If a key is missing or unknown, or a value is out of
+            range.
+    """
+    unknown = sorted(set(lora) - set(_KEYS))
+    if unknown:
+        raise ValueError(f'lora has unknown keys {unknown}; allowed: '
+                         f'{list(_KEYS)}')
+    if not isinstance(lora.get('r'), int) or lora['r'] < 1:
+        raise ValueError(f'lora.r (the rank) must be an integer >= 1, got '
+                         f'{lora.get("r")!r}')
+    if not lora.get('lora_alpha', 0) > 0:
+        raise ValueError('lora.lora_alpha must be > 0, got '
+                         f'{lora.get("lora_alpha")!r}')
+    dropout = lora.get('lora_dropout', 0.0)
+    if not 0 <= dropout < 1:
+        raise ValueError(f'lora.lora_dropout must be in [0, 1), got {dropout}')
+    return dict(
+        r=lora['r'],
+        lora_alpha=lora['lora_alpha'],
+        lora_dropout=dropout,
+        use_rslora=bool(lora.get('use_rslora', False)))
+
+
+def lora_scaling(config: Mapping[str, Any]) -> float:
+    """``alpha / r``, or ``alpha / sqrt(r)`` for rank-stabilised LoRA."""
+    rank = config['r']
+    return config['lora_alpha'] / (
+        rank**0.5 if config.get('use_rslora') else rank)

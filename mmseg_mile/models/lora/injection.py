@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PEFT's LoRA layers put into a backbone, and taken out again."""
+from __future__ import annotations
+
+import copy
+import re
+from typing import Dict, Iterator, List, NamedTuple, Sequence
+
+import torch
+from mmcv.cnn import is_norm
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+ADAPTER = 'default'
+
+
+class _Swap(NamedTuple):
+    name: str
+    original: nn.Module
+    replacement: nn.Module
+
+
+class LoRAInjection:
+    """One trainable adapter inside a frozen backbone.
+
+    The backbone's own modules are never changed: LoRA layers and trainable
+    copies of norm layers take their places, and :meth:`detach` puts the
+    originals back, so that the base stays usable, bit for bit, at any time.
+
+    Args:
+        backbone (nn.Module): The frozen network.
+        targets (Sequence[str]): Full names of the layers to adapt.
+        config (dict): Arguments of PEFT's ``LoraConfig`` without
+            ``target_modules``.
+        train_norm (bool): Whether the expert owns the norm layers: copies
+            of them train, affine parameters and statistics alike.
+    """
+
+    def __init__(self, backbone: nn.Module, targets: Sequence[str],
+                 config: dict, train_norm: bool) -> None:
+        self._backbone = backbone
+        norms = [n for n, m in backbone.named_modules() if is_norm(m)]
+        originals = {n: backbone.get_submodule(n) for n in targets}
+        pattern = '|'.join(re.escape(name) for name in targets)
+        inject_adapter_in_model(
+            LoraConfig(target_modules=f'(?:{pattern})', **config), backbone,
+            ADAPTER)
+        # PEFT leaves a note on the model that would confuse the next one
+        del backbone.peft_config
+        self._lora = [
+            _Swap(name, originals[name], backbone.get_submodule(name))
+            for name in targets
+        ]
+        self._norm = [
+            _Swap(name, original, copy.deepcopy(original).requires_grad_())
+            for name, original in (
+                (n, backbone.get_submodule(n)) for n in norms)
+        ] if train_norm else []
+        for swap in self._lora:
+            _complete_lora_layer(swap.replacement)
+        self.attached = True
+        self.attach()
+
+    def attach(self) -> None:
+        """Put the trainable layers into the backbone."""
+        for swap in self._swaps():
+            _set_submodule(self._backbone, swap.name, swap.replacement)
+        self.attached = True
+
+    def detach(self) -> None:
+        """Put the backbone's own layers back."""
+        for swap in self._swaps():
+            _set_submodule(self._backbone, swap.name, swap.original)
+        self.attached = False
+
+    def lora_state(self) -> Dict[str, Tensor]:
+        """Copies of the adapter: ``<module>.lora_{A,B}.weight``."""
+        return {k: p.detach().clone() for k, p in self._lora_parameters()}
+
+    def norm_state(self) -> Dict[str, Tensor]:
+        """Copies of the owned norm layers' parameters and buffers."""
+        return {
+            f'{swap.name}.{key}': value.detach().clone()
+            for swap in self._norm
+            for key, value in swap.replacement.state_dict().items()
+        }
+
+    def load(self, lora: Dict[str, Tensor], norm: Dict[str, Tensor]) -> None:
+        """Copy an expert's values into the trainable layers."""
+        with torch.no_grad():
+            for key, parameter in self._lora_parameters():
+                parameter.copy_(lora[key])
+        for swap in self._norm:
+            if f'{swap.name}.weight' in norm:
+                swap.replacement.load_state_dict({
+                    key: norm[f'{swap.name}.{key}']
+                    for key in swap.replacement.state_dict()
+                })
+
+    def owned_norms(self) -> List[nn.Module]:
+        """The trainable copies of norm layers."""
+        return [swap.replacement for swap in self._norm]
+
+    def _swaps(self) -> List[_Swap]:
+        return self._lora + self._norm
+
+    def _lora_parameters(self) -> Iterator:
+        for swap in self._lora:
+            layer = swap.replacement
+            yield f'{swap.name}.lora_A.weight', layer.lora_A[ADAPTER].weight
+            yield f'{swap.name}.lora_B.weight', layer.lora_B[ADAPTER].weight
+
+
+def _complete_lora_layer(layer: nn.Module) -> None:
+    """PEFT's convolution adapter forgets dilation and padding mode."""
+    assert isinstance(layer, LoraLayer)
+    base = layer.get_base_layer()
+    if isinstance(base, nn.Conv2d):
+        down = layer.lora_A[ADAPTER]
+        down.dilation = base.dilation
+        down.padding_mode = base.padding_mode
+
+
+def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)

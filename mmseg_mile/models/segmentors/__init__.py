@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentors that learn streams."""
+from .continual_segmentor import ContinualSegmentor
+from .expert_segmentor import ExpertSegmentor
+
+__all__ = ['ContinualSegmentor', 'ExpertSegmentor']

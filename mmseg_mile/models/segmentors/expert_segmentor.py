@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MILE: a frozen base, one LoRA expert per task, a gate that picks one."""
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Sequence, Tuple)
+
+import torch
+from torch import Tensor, nn
+
+from mmseg.registry import MODELS, TASK_UTILS
+from mmseg_mile.experts import ExpertStore
+from mmseg_mile.structures import Expert, Routing, Task
+from ..backbones import LoRAExpertBackbone
+from ..gates import BaseGate, FixedGate
+from .continual_segmentor import ContinualSegmentor
+from .embedding import embed_images
+from .expert_heads import ExpertHeads
+from .task_head import copy_matching, head_config
+
+_STARTS = ('base', 'nearest', 'previous')
+
+
+@MODELS.register_module()
+class ExpertSegmentor(ContinualSegmentor):
+    """Mixture of Incremental LoRA Experts (MILE, arXiv 2605.03555).
+
+    An expert is an adapter of the frozen base, a decode head, and the gate's
+    prototypes of its task. Earlier experts are never touched, so nothing is
+    forgotten; only the gate can err.
+
+    Args:
+        backbone (dict): Config of a ``LoRAExpertBackbone``.
+        decode_head (dict): Template of the experts' heads.
+        gate (dict): Config of the gate.
+        embedder (dict): Config of the gate's embedder.
+        init_from (str): Where a new expert starts: 'base' (the paper's
+            setting), 'previous', 'nearest' (the expert whose prototypes lie
+            nearest to the new images) or the name of a task. Defaults to
+            'nearest'.
+        **kwargs: As in :class:`ContinualSegmentor`.
+
+    Raises:
+        ValueError: If the backbone holds no experts.
+    """
+
+    METHOD = 'MILE'
+
+    def __init__(self,
+                 backbone: Dict[str, Any],
+                 decode_head: Dict[str, Any],
+                 gate: Dict[str, Any],
+                 embedder: Dict[str, Any],
+                 init_from: str = 'nearest',
+                 **kwargs: Any) -> None:
+        super().__init__(backbone, decode_head, **kwargs)
+        if not isinstance(self.backbone, LoRAExpertBackbone):
+            raise ValueError(
+                'model.backbone must be a LoRAExpertBackbone, got '
+                f'{type(self.backbone).__name__}: wrap it as '
+                "dict(type='LoRAExpertBackbone', backbone=..., lora=...)")
+        self.gate: BaseGate = TASK_UTILS.build(gate)
+        self.embedder = TASK_UTILS.build(embedder)
+        self.init_from = init_from
+        self.heads = ExpertHeads()
+        self._embeddings: Optional[Tensor] = None
+
+    # -- learning --------------------------------------------------------
+
+    def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """A new expert, started from the base or from an earlier one."""
+        source = self._start_of(task, loader)
+        first = not self.expert_names
+        self.backbone.add_expert(task.name, source)
+        head = self.new_head(task.num_classes)
+        if source is not None:
+            known = self.heads[source]
+            copy_matching(head, known.state, task.classes, known.classes)
+        self.speak(head, task.classes, task.palette)
+        self.renew_auxiliary_heads(task.num_classes)
+        if first and self.backbone.base_training == 'first_task':
+            self.backbone.train_base()
+        else:
+            self.backbone.train_expert(task.name)
+
+    def end_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """Freeze the expert and fit its prototypes."""
+        self.backbone.finish_training()
+        self.drop_auxiliary_heads()
+        self.heads.keep(task, self.decode_head,
+                        head_config(self.head_template, task.num_classes))
+        if self._embeddings is None and self.gate.needs_embeddings:
+            self._embeddings = embed_images(self, loader)
+        self.gate.fit(task.name, self._embeddings)
+        self._embeddings = None
+
+    def _start_of(self, task: Task, loader: Iterable[dict]) -> Optional[str]:
+        """Name of the expert that the new one starts from, or None."""
+        start = task.init_from or self.init_from
+        known = self.expert_names
+        if start not in _STARTS and start not in known:
+            raise ValueError(
+                f'init_from of task {task.name!r} must be one of {_STARTS} '
+                f'or an earlier task {known}, got {start!r}')
+        if not known or start == 'base':
+            return None
+        if start == 'nearest':
+            if not hasattr(self.gate, 'nearest'):
+                raise ValueError(
+                    "init_from='nearest' asks the gate for distances, which "
+                    f'{type(self.gate).__name__} has not: use PrototypeGate, '
+                    "or init_from='previous'")
+            self._embeddings = embed_images(self, loader)
+            return self.gate.nearest(self._embeddings)
+        return known[-1] if start == 'previous' else start
+
+    # -- predicting ------------------------------------------------------
+
+    @property
+    def expert_names(self) -> Tuple[str, ...]:
+        """tuple[str]: Experts in the order in which they were learned."""
+        return self.heads.names
+
+    def predict(self,
+                inputs: Tensor,
+                data_samples: Optional[list] = None) -> list:
+        """Route each image, then predict each group with its expert.
+
+        Args:
+            inputs (Tensor): (B, C, H, W), normalised.
+            data_samples (list[SegDataSample], optional): Of the B images.
+                Defaults to None.
+
+        Returns:
+            list[SegDataSample]: mmseg's fields, and in the metainfo
+            ``expert``, ``classes``, ``palette``, ``distances`` (per expert)
+            and ``unfamiliar``. Label maps are in the expert's classes.
+        """
+        routing = self.route(inputs, data_samples)
+        outputs: List[Any] = [None] * len(inputs)
+        for mixture, indices in routing.groups():
+            samples = None if data_samples is None else [
+                data_samples[i] for i in indices
+            ]
+            with self._speaking(mixture):
+                group = super().predict(inputs[indices], samples)
+            for index, sample in zip(indices, group):
+                sample.set_metainfo(
+                    dict(
+                        expert=routing.top_expert(index),
+                        distances=dict(
+                            zip(routing.expert_names,
+                                routing.distances[index].tolist())),
+                        unfamiliar=bool(routing.unfamiliar[index])))
+                outputs[index] = sample
+        return outputs
+
+    def route(self,
+              inputs: Tensor,
+              data_samples: Optional[list] = None) -> Routing:
+        """Ask the gate once per image.
+
+        Args:
+            inputs (Tensor): (B, C, H, W), normalised.
+            data_samples (list[SegDataSample], optional): Carry the true task
+                as metainfo 'task' where it is known; only the oracle looks.
+
+        Returns:
+            Routing: For the B images.
+        """
+        tasks = [s.metainfo.get('task') for s in data_samples
+                 ] if data_samples else [None] * len(inputs)
+        embeddings = self.embedder(
+            self.backbone, inputs) if self.gate.needs_embeddings else None
+        return self.gate.route(embeddings, tasks)
+
+    @contextlib.contextmanager
+    def forced(self, expert: str) -> Iterator[None]:
+        """Predict every image inside the block with one expert."""
+        gate = FixedGate(expert)
+        for name in self.expert_names:
+            gate.fit(name, None)
+        with self.gated(gate):
+            yield
+
+    @contextlib.contextmanager
+    def gated(self, gate: BaseGate) -> Iterator[None]:
+        """Route with another gate inside the block."""
+        previous, self.gate = self.gate, gate
+        try:
+            yield
+        finally:
+            self.gate = previous
+
+    @contextlib.contextmanager
+    def _speaking(self, mixture: Mapping[str, float]) -> Iterator[None]:
+        """Adapters of the mixture, head of its heaviest expert."""
+        previous = (self.decode_head, self.classes, self.palette)
+        name = max(mixture, key=lambda n: mixture[n])
+        head = self.heads.module(name, self.device)
+        self.speak(head, self.heads[name].classes, self.heads[name].palette)
+        try:
+            with self.backbone.using(mixture):
+                yield
+        finally:
+            self.speak(*previous)
+
+    # -- keeping ---------------------------------------------------------
+
+    def export_expert(self, name: str,
+                      provenance: Optional[Dict[str, Any]] = None) -> Expert:
+        """Everything that the expert ``name`` consists of."""
+        adapter, head = self.backbone.experts[name], self.heads[name]
+        return Expert(
+            name=name,
+            classes=head.classes,
+            palette=head.palette,
+            lora_config=self.backbone.lora_config,
+            lora=adapter.lora,
+            norm=adapter.norm,
+            head=head.state,
+            head_config=head.config,
+            prototypes=self.gate.state(name),
+            base_fingerprint=self.backbone.fingerprint(),
+            provenance=provenance or {})
+
+    def import_expert(self, expert: Expert) -> None:
+        """Make an expert routable.
+
+        Raises:
+            ValueError: If it belongs to another base or does not fit.
+        """
+        self.backbone.load_expert(expert)
+        self.heads.add(expert, self.device)
+        self.gate.load_state(expert.name, expert.prototypes)
+
+    def save_task(self, task: Task, folder: Path,
+                  provenance: Dict[str, Any]) -> None:
+        """Write the task's expert, and with the first one the base."""
+        store = ExpertStore(folder)
+        if not store.names:
+            store.save_base(self.backbone.base_state(),
+                            self.backbone.fingerprint())
+        store.save(self.export_expert(task.name, provenance))
+
+    def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
+        """Read the base and the tasks' experts."""
+        if tasks:
+            store = ExpertStore(folder)
+            self.backbone.load_base(*store.load_base())
+            for task in tasks:
+                self.import_expert(store.load(task.name))
+
+    def expert_costs(self, folder: Path) -> List[Dict[str, Any]]:
+        """See :meth:`ContinualSegmentor.expert_costs`."""
+        store = ExpertStore(folder)
+        costs = []
+        for name in self.expert_names:
+            adapter = self.backbone.experts[name]
+            parts = dict(
+                lora_params=adapter.lora,
+                head_params=self.heads[name].state,
+                norm_params=adapter.norm,
+                prototype_values=self.gate.state(name))
+            costs.append(
+                dict(
+                    task=name,
+                    **{
+                        key: sum(v.numel() for v in part.values())
+                        for key, part in parts.items()
+                    },
+                    bytes=store.num_bytes(name)))
+        return costs

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+from mmseg_mile.datasets.demo import draw_contact_sheet
+
+
+def test_sheet_has_a_row_per_domain_with_pictures_and_labels(demo_root):
+    sheet = draw_contact_sheet(demo_root, columns=2)
+    # 11 rows of 128 pixels; two pictures and two label maps of 256.
+    assert sheet.shape == (11 * 128, 4 * 256, 3)
+    for row in range(11):
+        tiles = sheet[row * 128:(row + 1) * 128]
+        assert all(tiles[:, i * 256:(i + 1) * 256].std() > 5
+                   for i in range(4))

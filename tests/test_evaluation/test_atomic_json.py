@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mmseg_mile.evaluation.atomic_json import (format_json, read_json,
+                                               write_json)
+
+
+def test_written_value_is_read_back(tmp_path: Path) -> None:
+    value = {'name': 'dusk \u2713', 'rows': [[1.5, None], [2, 3]], 'no': {}}
+
+    write_json(tmp_path / 'new' / 'a.json', value)
+
+    assert read_json(tmp_path / 'new' / 'a.json') == value
+
+
+def test_each_matrix_row_has_its_own_line() -> None:
+    lines = format_json({'miou': [[1.5, None], [2.5, 3.5]]}).splitlines()
+
+    assert lines[2].strip() == '[1.5, null],'
+    assert lines[3].strip() == '[2.5, 3.5]'
+
+
+def test_format_is_json_for_empty_containers() -> None:
+    value = {'a': [], 'b': {}, 'c': [[], {}]}
+
+    assert json.loads(format_json(value)) == value
+
+
+def test_nan_becomes_null(tmp_path: Path) -> None:
+    nan = float('nan')
+    write_json(tmp_path / 'a.json', {'a': nan, 'b': [[1.5, nan]]})
+
+    assert read_json(tmp_path / 'a.json') == {'a': None, 'b': [[1.5, None]]}
+
+
+def test_value_that_json_lacks_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / 'a.json'
+    write_json(path, {'old': 1})
+
+    with pytest.raises(ValueError):
+        write_json(path, {'new': float('inf')})
+
+    assert read_json(path) == {'old': 1}
+
+
+@pytest.mark.parametrize('step', ['fsync', 'replace'])
+def test_failing_write_leaves_the_old_file_alone(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / 'a.json'
+    write_json(path, {'old': 1})
+
+    def fail(*args: object) -> None:
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match='no space'):
+        write_json(path, {'new': 2})
+
+    assert read_json(path) == {'old': 1}
+    assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+
+
+@pytest.mark.parametrize('content',
+                         [b'{"a": [1, 2', b'', b'{"a": NaN}', b'\xff\xfe{'])
+def test_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / 'broken.json'
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match='broken.json is not valid JSON'):
+        read_json(path)

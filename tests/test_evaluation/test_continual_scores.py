@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every expected number can be worked out in the head."""
+import math
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+
+from mmseg_mile.evaluation.continual_scores import (all_scores, average_miou,
+                                                    backward_transfer,
+                                                    forgetting,
+                                                    forward_transfer,
+                                                    harmonic_mean_miou,
+                                                    mismatch_drop, oracle_gap,
+                                                    plasticity, stability)
+
+NAN = math.nan
+# Task 0 falls from 60 over 50 to 40, task 1 gains from 50 to 55.
+THREE = [[60, 30, 10], [50, 50, 20], [40, 55, 70]]
+SCORES = [
+    average_miou, harmonic_mean_miou, backward_transfer, forward_transfer,
+    forgetting, stability, plasticity
+]
+COMPARING = [backward_transfer, forward_transfer, forgetting, stability]
+
+
+@pytest.mark.parametrize('score, expected', [
+    (average_miou, (40 + 55 + 70) / 3),
+    (harmonic_mean_miou, 3 / (1 / 40 + 1 / 55 + 1 / 70)),
+    (backward_transfer, ((40 - 60) + (55 - 50)) / 2),
+    (forward_transfer, (30 + 20) / 2),
+    (forgetting, ((60 - 40) + (50 - 55)) / 2),
+    (stability, (40 / 60 + 55 / 50) / 2),
+    (plasticity, (60 + 50 + 70) / 3),
+])
+def test_three_tasks_by_hand(score: Callable[[Any], float],
+                             expected: float) -> None:
+    assert score(THREE) == pytest.approx(expected)
+
+
+def test_gain_is_negative_forgetting() -> None:
+    assert forgetting([[60, NAN], [65, 50]]) == -5
+
+
+def test_forgetting_counts_from_the_best_row_in_between() -> None:
+    matrix = [[60, NAN, NAN], [64, 50, NAN], [62, 50, 70]]
+
+    assert forgetting(matrix) == pytest.approx((64 - 62 + 0) / 2)
+
+
+def test_forgetting_leaves_out_rows_before_the_task_was_learned() -> None:
+    # Zero-shot, task 1 once scored 90; that was not knowledge of task 1.
+    matrix = [[60, 90, NAN], [60, 50, NAN], [60, 50, 70]]
+
+    assert forgetting(matrix) == 0
+
+
+def test_forgetting_passes_over_a_row_that_was_not_evaluated() -> None:
+    matrix = [[60, NAN, NAN], [NAN, 50, NAN], [58, 50, 70]]
+
+    assert forgetting(matrix) == 1
+
+
+def test_forward_transfer_subtracts_the_reference() -> None:
+    assert forward_transfer([[60, 40], [50, 70]], reference=[5, 10]) == 30
+
+
+def test_forward_transfer_is_nan_without_zero_shot_scores() -> None:
+    assert math.isnan(forward_transfer([[60, NAN], [50, 70]]))
+
+
+@pytest.mark.parametrize('score', [
+    average_miou, harmonic_mean_miou, backward_transfer, forgetting, stability
+])
+def test_missing_final_score_makes_the_score_nan(
+        score: Callable[[Any], float]) -> None:
+    assert math.isnan(score([[60, 0, 0], [NAN, 50, 0], [NAN, 0, 70]]))
+
+
+def test_harmonic_mean_by_hand() -> None:
+    assert harmonic_mean_miou([[60, NAN], [30, 60]]) == pytest.approx(40)
+
+
+def test_harmonic_mean_with_a_task_at_zero_is_zero() -> None:
+    assert harmonic_mean_miou([[60, NAN], [0, 60]]) == 0
+
+
+def test_stability_is_nan_where_nothing_was_learned() -> None:
+    assert math.isnan(stability([[0, NAN], [10, 60]]))
+
+
+def test_stability_is_one_when_nothing_is_lost() -> None:
+    assert stability([[60, NAN], [60, 70]]) == 1
+
+
+@pytest.mark.parametrize('score', COMPARING)
+def test_one_task_has_nothing_to_compare(
+        score: Callable[[Any], float]) -> None:
+    assert math.isnan(score([[60]]))
+
+
+@pytest.mark.parametrize('score',
+                         [average_miou, harmonic_mean_miou, plasticity])
+def test_one_task_has_a_level(score: Callable[[Any], float]) -> None:
+    assert score([[60]]) == pytest.approx(60)
+
+
+def test_oracle_gap_by_hand() -> None:
+    routed = [[60, NAN], [56, 69]]
+    oracle = [[60, NAN], [58, 70]]
+
+    assert oracle_gap(routed, oracle) == 1.5
+
+
+def test_oracle_gap_refuses_two_sizes() -> None:
+    with pytest.raises(ValueError, match='one shape'):
+        oracle_gap([[60]], [[60, 0], [50, 70]])
+
+
+def test_mismatch_drop_by_hand() -> None:
+    # Task 0 loses 20, task 1 loses 15; the diagonal is not used.
+    assert mismatch_drop([60, 70], [[99, 40], [55, 99]]) == 17.5
+
+
+def test_mismatch_drop_averages_the_wrong_experts() -> None:
+    forced = [[NAN, 40, 20], [50, NAN, 30], [10, 10, NAN]]
+
+    # 60 - 30, 60 - 40, 60 - 10
+    assert mismatch_drop([60, 60, 60], forced) == pytest.approx(100 / 3)
+
+
+def test_mismatch_drop_needs_two_experts() -> None:
+    assert math.isnan(mismatch_drop([60], [[60]]))
+
+
+def test_mismatch_drop_refuses_a_row_of_another_length() -> None:
+    with pytest.raises(ValueError, match='oracle_row'):
+        mismatch_drop([60, 70, 80], [[60, 40], [55, 70]])
+
+
+@pytest.mark.parametrize('score', SCORES)
+@pytest.mark.parametrize('shape', [(2, 3), (2, ), (0, 0)])
+def test_matrix_must_be_square(score: Callable[[Any], float],
+                               shape: tuple) -> None:
+    with pytest.raises(ValueError, match='must be square'):
+        score(np.ones(shape))
+
+
+@pytest.mark.parametrize('score', SCORES)
+def test_input_is_not_edited(score: Callable[[Any], float]) -> None:
+    matrix = np.array([[60, NAN], [0, 70.]])
+    before = matrix.copy()
+
+    score(matrix)
+
+    np.testing.assert_array_equal(matrix, before)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('score', SCORES)
+def test_unevaluated_matrix_warns_of_nothing(
+        score: Callable[[Any], float]) -> None:
+    assert math.isnan(score(np.full((3, 3), NAN)))
+
+
+def test_all_scores_are_the_single_ones() -> None:
+    oracle, forced = np.array(THREE) + 1, np.full((3, 3), 20)
+
+    scores = all_scores(THREE, oracle, forced)
+
+    assert scores == dict(
+        average_miou=average_miou(THREE),
+        backward_transfer=backward_transfer(THREE),
+        forward_transfer=forward_transfer(THREE),
+        forgetting=forgetting(THREE),
+        stability=stability(THREE),
+        plasticity=plasticity(THREE),
+        oracle_gap=1,
+        mismatch_drop=mismatch_drop(oracle[-1], forced))

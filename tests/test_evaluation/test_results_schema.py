@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from mmseg_mile.evaluation.results_schema import (check_keys, check_tasks,
+                                                  check_type, read_matrix,
+                                                  write_counts, write_numbers)
+
+
+def test_missing_and_unknown_keys_are_listed() -> None:
+    with pytest.raises(
+            ValueError,
+            match=r"gate must have .*missing are "
+            r"\['confusion'\], unknown are \['speed'\]"):
+        check_keys({
+            'accuracy': 1,
+            'speed': 2
+        }, ('accuracy', 'confusion'), 'gate')
+
+
+def test_bool_is_no_integer() -> None:
+    with pytest.raises(ValueError, match='seed must be of type int'):
+        check_type(True, int, 'seed')
+
+
+@pytest.mark.parametrize('tasks', [[], ['a', 'a'], ['a', 1], 'day', None])
+def test_tasks_must_be_different_names(tasks: object) -> None:
+    with pytest.raises(ValueError, match='tasks must be a list'):
+        check_tasks(tasks)
+
+
+def test_matrix_reads_null_as_nan() -> None:
+    np.testing.assert_array_equal(
+        read_matrix([[1, None], [2.5, 3]], 2, 'm'), [[1, np.nan], [2.5, 3]])
+
+
+def test_wrong_cell_is_named() -> None:
+    with pytest.raises(ValueError, match=r'm\[1\]\[0\] must be a number'):
+        read_matrix([[1, 2], ['x', 3]], 2, 'm')
+
+
+def test_numbers_are_cut_to_four_decimals() -> None:
+    value = {'a': [1 / 3, np.float32(0.5), -0.00001, np.nan]}
+
+    assert str(write_numbers(value)) == "{'a': [0.3333, 0.5, 0.0, None]}"
+
+
+def test_integers_stay_whole() -> None:
+    assert str(write_numbers([np.int64(3), 4, True])) == '[3, 4, True]'
+
+
+def test_counts_are_written_whole() -> None:
+    assert str(write_counts(np.array([[2.0, np.nan]]))) == '[[2, None]]'
