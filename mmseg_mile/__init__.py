@@ -7,4 +7,6 @@ configs do so by ``custom_imports = dict(imports=['mmseg_mile'])``.
 from . import baselines, datasets, engine, models, visualization
 from .version import __version__
 
-__all__ = ['__version__', 'baselines', 'datasets', 'engine', 'models', 'visualization']
+__all__ = [
+    '__version__', 'baselines', 'datasets', 'engine', 'models', 'visualization'
+]

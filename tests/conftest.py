@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import matplotlib
@@ -13,6 +13,9 @@ import torch
 import torch.distributed
 from mmengine.logging import MMLogger
 from mmengine.utils import ManagerMixin
+
+# tests/tiny_stream.py: a stream that is learned in seconds.
+pytest_plugins = ['tiny_stream']
 
 MARKERS = (
     'integration: a real Runner learns two tasks for a few iterations',
@@ -57,11 +60,22 @@ def fresh_global_state() -> Iterator[None]:
     process would find those of the first.
     """
     yield
-    close_log_files()
-    clear_instances(ManagerMixin)
+    clear_global_state()
     if (torch.distributed.is_available()
             and torch.distributed.is_initialized()):
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope='session')
+def forget_runner() -> Callable[[], None]:
+    """``forget_runner()`` makes room for a second Runner in one test."""
+    return clear_global_state
+
+
+def clear_global_state() -> None:
+    """Forget the loggers, hubs and scopes of mmengine."""
+    close_log_files()
+    clear_instances(ManagerMixin)
 
 
 def close_log_files() -> None:

@@ -23,19 +23,30 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('root', help='folder for the data sets')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--num-train', type=int, default=48,
-                        help='training frames per domain')
-    parser.add_argument('--num-val', type=int, default=12,
-                        help='validation or test frames per domain')
-    parser.add_argument('--size', type=int, nargs=2, default=(128, 256),
-                        metavar=('HEIGHT', 'WIDTH'),
-                        help='size of a Cityscapes image')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='replace demo data made with other parameters')
-    parser.add_argument('--nproc', type=int, default=2,
-                        help='number of processes')
-    parser.add_argument('--preview', metavar='FILE',
-                        help='also draw some frames of each domain')
+    parser.add_argument(
+        '--num-train', type=int, default=48, help='training frames per domain')
+    parser.add_argument(
+        '--num-val',
+        type=int,
+        default=12,
+        help='validation or test frames per domain')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(128, 256),
+        metavar=('HEIGHT', 'WIDTH'),
+        help='size of a Cityscapes image')
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='replace demo data made with other parameters')
+    parser.add_argument(
+        '--nproc', type=int, default=2, help='number of processes')
+    parser.add_argument(
+        '--preview',
+        metavar='FILE',
+        help='also draw some frames of each domain')
     return parser.parse_args(argv)
 
 
@@ -46,14 +57,16 @@ def summarize(root: Path) -> PrettyTable:
     table.align['data set'] = 'l'
     for name in DATA_SETS:
         files = [path for path in (root / name).rglob('*') if path.is_file()]
-        pictures = [path for path in files
-                    if path.suffix in ('.png', '.jpg')]
-        masks = [path for path in pictures if {
-            'gt', 'gtFine', 'masks', 'fl_rgb_labels', 'SegmentationClass'
-        } & set(path.relative_to(root).parts)]
+        pictures = [path for path in files if path.suffix in ('.png', '.jpg')]
+        masks = [
+            path for path in pictures
+            if {'gt', 'gtFine', 'masks', 'fl_rgb_labels', 'SegmentationClass'}
+            & set(path.relative_to(root).parts)
+        ]
         size = sum(path.stat().st_size for path in files) / 2**20
-        table.add_row([name, len(pictures) - len(masks), len(masks),
-                       f'{size:.1f}'])
+        table.add_row(
+            [name, len(pictures) - len(masks),
+             len(masks), f'{size:.1f}'])
     return table
 
 

@@ -45,7 +45,7 @@ def gated(model: Any, gate: str) -> ContextManager[None]:
     """
     if gate == 'prototype':
         return contextlib.nullcontext()
-    if gate == 'oracle':
+    if gate == 'oracle' and model.expert_names:
         if not isinstance(model, ExpertSegmentor):
             return contextlib.nullcontext()
         oracle = OracleGate()
@@ -53,8 +53,9 @@ def gated(model: Any, gate: str) -> ContextManager[None]:
             oracle.fit(name, None)
         return model.gated(oracle)
     if gate not in model.expert_names:
-        raise ValueError(f"--gate must be 'prototype', 'oracle' or one of "
-                         f'{model.expert_names}, got {gate!r}')
+        raise ValueError(f"--gate must be 'prototype', 'oracle' (for methods "
+                         f'with experts) or one of {model.expert_names}, got '
+                         f'{gate!r}')
     return model.forced(gate)
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     work_dir = Path(args.work_dir)
     cfg.work_dir = str(work_dir / 'test')
     runner = Runner.from_cfg(cfg)
-    loop: IncrementalTaskLoop = runner.build_train_loop(runner._train_loop)
+    loop: IncrementalTaskLoop = runner.train_loop
     learned = loop.load(work_dir)
     table = PrettyTable(['task', 'mIoU', 'images', 'experts chosen'])
     scores = {}

@@ -1,3 +1,8 @@
+"""Sequential fine-tuning, CamVid day -> dusk -> IDD-Lite.
+
+Run:    python tools/train.py configs/baselines/fine_tune_mobilenet_v2_camvid_idd.py
+Expect: see configs/mile/README.md.
+"""
 _base_ = [
     '../_base_/models/mobilenet_v2.py', '../_base_/streams/camvid-idd_lite.py',
     '../_base_/schedules/laptop.py', '../_base_/default_runtime.py'

@@ -1,3 +1,8 @@
+"""Sequential fine-tuning on five sensors.
+
+Run:    python tools/train.py configs/baselines/fine_tune_mobilenet_v2_five_sensors.py
+Expect: see configs/mile/README.md.
+"""
 _base_ = [
     '../_base_/models/mobilenet_v2.py', '../_base_/streams/five-sensors.py',
     '../_base_/schedules/laptop.py', '../_base_/default_runtime.py'

@@ -1,3 +1,8 @@
+"""The domain stream on SegFormer-B0.
+
+Run:    python tools/train.py configs/mile/segformer_b0_domain_inc.py
+Expect: not measured on the real sets yet.
+"""
 _base_ = './segformer_b2_domain_inc.py'
 model = dict(
     backbone=dict(

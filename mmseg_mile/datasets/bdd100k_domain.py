@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmseg.registry import DATASETS
-
 from .driving import DrivingDataset, FolderPair
 from .label_tables import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
@@ -20,18 +19,16 @@ class BDD100KDomainDataset(DrivingDataset):
     SOURCE = ('http://bdd-data.berkeley.edu (registration; BDD licence, '
               'research and non-commercial use), "10K Images" and '
               '"Segmentation" labels')
-    LAYOUT = (
-        'images/10k/{train,val}/<name>.jpg\n'
-        'labels/sem_seg/masks/{train,val}/<name>.png\n'
-        'or, the older archive,\n'
-        'seg/images/{train,val}/<name>.jpg\n'
-        'seg/labels/{train,val}/<name>_train_id.png\n'
-        '(either may have a parent folder bdd100k/)')
+    LAYOUT = ('images/10k/{train,val}/<name>.jpg\n'
+              'labels/sem_seg/masks/{train,val}/<name>.png\n'
+              'or, the older archive,\n'
+              'seg/images/{train,val}/<name>.jpg\n'
+              'seg/labels/{train,val}/<name>_train_id.png\n'
+              '(either may have a parent folder bdd100k/)')
     default_domain = 'bdd100k'
     # Image folder, mask folder, suffix of masks.
-    LAYOUTS = (
-        ('images/10k', 'labels/sem_seg/masks', '.png'),
-        ('seg/images', 'seg/labels', '_train_id.png'))
+    LAYOUTS = (('images/10k', 'labels/sem_seg/masks', '.png'),
+               ('seg/images', 'seg/labels', '_train_id.png'))
 
     def folder_pairs(self) -> list[FolderPair]:
         """The first layout whose images are there."""
@@ -39,8 +36,7 @@ class BDD100KDomainDataset(DrivingDataset):
             FolderPair(
                 self.join(self.data_root, parent, images, self.split),
                 self.join(self.data_root, parent, masks, self.split),
-                ('.jpg', ), suffix)
-            for parent in ('', 'bdd100k')
+                ('.jpg', ), suffix) for parent in ('', 'bdd100k')
             for images, masks, suffix in self.LAYOUTS
         ]
         found = self.existing_folder([pair.images for pair in pairs])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from mmseg.registry import DATASETS
-
 from .driving import DrivingDataset, FolderPair, Frame
 from .label_tables import (CAMVID_CLASSES, CAMVID_IGNORE, CAMVID_PALETTE,
                            CAMVID_TO_IDD_LITE, IDD_LITE_CLASSES,
@@ -33,7 +32,7 @@ class CamVidDataset(DrivingDataset):
         *args, **kwargs: See :class:`DrivingDataset`.
     """
     METAINFO = dict(classes=CAMVID_CLASSES, palette=CAMVID_PALETTE)
-    LABEL_SPACES = dict(
+    LABEL_SPACES: dict[str, dict[str, Any]] = dict(
         camvid=METAINFO,
         idd_lite=dict(classes=IDD_LITE_CLASSES, palette=IDD_LITE_PALETTE))
     RAW_LABEL_MAPS = dict(
@@ -55,8 +54,8 @@ class CamVidDataset(DrivingDataset):
         self.lighting = lighting
         self.native_metainfo = self.LABEL_SPACES[label_space]
         self.raw_label_map = self.RAW_LABEL_MAPS[label_space]
-        self.default_domain = ('camvid' if lighting == 'all' else
-                               f'camvid_{lighting}')
+        self.default_domain = ('camvid'
+                               if lighting == 'all' else f'camvid_{lighting}')
         super().__init__(*args, **kwargs)
 
     def folder_pairs(self) -> list[FolderPair]:
@@ -68,8 +67,8 @@ class CamVidDataset(DrivingDataset):
         return [
             FolderPair(
                 self.join(self.data_root, folder),
-                self.join(self.data_root, folder + 'annot'),
-                ('.png', '.jpg'), '.png') for folder in needed
+                self.join(self.data_root, folder + 'annot'), ('.png', '.jpg'),
+                '.png') for folder in needed
         ]
 
     def find_frames(self) -> list[Frame]:

@@ -42,18 +42,19 @@ class CheckedPipeline:
         """Run the pipeline on one entry of the data list."""
         img_path = data.get('img_path')
         mask_path = data.get('seg_map_path')
-        sample: Optional[dict] = data
+        sample = data
         for step in self.transforms:
             try:
-                sample = step(sample)
+                result = step(sample)
             except Exception as error:
                 raise ValueError(
                     f'{type(step).__name__} failed on image {img_path!r}, '
                     f'label {mask_path!r}: {type(error).__name__}: {error}. '
                     'Check that both files open, or leave the frame out of '
                     'the dataset.') from error
-            if sample is None:
+            if result is None:
                 return None
+            sample = result
         for mask, sizes in masks_of(sample):
             self.check_size(mask, sizes, img_path, mask_path)
             self.check_values(mask, mask_path)
@@ -96,14 +97,17 @@ def masks_of(sample: dict) -> list[tuple[np.ndarray, list[tuple[int, int]]]]:
     if 'data_samples' not in sample:
         if 'gt_seg_map' not in sample:
             return []
-        shapes = [sample[key][:2] for key in ('img_shape', 'ori_shape')
-                  if key in sample]
+        shapes = [
+            sample[key][:2] for key in ('img_shape', 'ori_shape')
+            if key in sample
+        ]
         return [(sample['gt_seg_map'], [tuple(s) for s in shapes])]
-    packed, inputs = sample['data_samples'], sample.get('inputs')
-    if not isinstance(packed, (list, tuple)):
-        packed, inputs = [packed], [inputs]
+    if isinstance(sample['data_samples'], (list, tuple)):
+        packed = list(zip(sample['data_samples'], sample['inputs']))
+    else:
+        packed = [(sample['data_samples'], sample.get('inputs'))]
     found = []
-    for data_sample, img in zip(packed, inputs):
+    for data_sample, img in packed:
         if 'gt_sem_seg' not in data_sample:
             continue
         shapes = [] if img is None else [tuple(img.shape[-2:])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmseg.registry import DATASETS
-
 from .driving import DrivingDataset, FolderPair
 from .label_tables import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
@@ -19,15 +18,16 @@ class CityscapesDomainDataset(DrivingDataset):
     SOURCE = ('https://www.cityscapes-dataset.com (registration; '
               'non-commercial research licence), leftImg8bit_trainvaltest.zip '
               'and gtFine_trainvaltest.zip')
-    LAYOUT = (
-        'leftImg8bit/{train,val}/<city>/<name>_leftImg8bit.png\n'
-        'gtFine/{train,val}/<city>/<name>_gtFine_labelTrainIds.png')
+    LAYOUT = ('leftImg8bit/{train,val}/<city>/<name>_leftImg8bit.png\n'
+              'gtFine/{train,val}/<city>/<name>_gtFine_labelTrainIds.png')
     CONVERTER = 'python tools/dataset_converters/cityscapes.py'
     default_domain = 'cityscapes'
 
     def folder_pairs(self) -> list[FolderPair]:
         """Images and fine annotations of the split."""
-        return [FolderPair(
-            self.join(self.data_root, 'leftImg8bit', self.split),
-            self.join(self.data_root, 'gtFine', self.split),
-            ('_leftImg8bit.png', ), '_gtFine_labelTrainIds.png')]
+        return [
+            FolderPair(
+                self.join(self.data_root, 'leftImg8bit', self.split),
+                self.join(self.data_root, 'gtFine', self.split),
+                ('_leftImg8bit.png', ), '_gtFine_labelTrainIds.png')
+        ]

@@ -7,16 +7,20 @@ from typing import Any, Iterable, NamedTuple, Optional, Sequence
 
 import mmengine
 import mmengine.fileio as fileio
+
 from mmseg.datasets import BaseSegDataset
 
 MODALITIES = ('rgb', 'thermal')
+
+LabelMap = dict[int, int]
+Suffixes = tuple[str, ...]
 
 
 class FolderPair(NamedTuple):
     """Images below one folder and their masks, of the same relative names."""
     images: str
     masks: str
-    img_suffixes: tuple[str, ...]
+    img_suffixes: Suffixes
     seg_map_suffix: str
 
 
@@ -66,7 +70,7 @@ class DrivingDataset(BaseSegDataset):
     # A subclass with several label spaces sets these two on the instance,
     # before it calls this class's __init__.
     native_metainfo: dict[str, Any] = {}
-    raw_label_map: dict[int, int] = {}
+    raw_label_map: LabelMap = {}
     default_domain = ''
 
     def __init__(self,
@@ -92,7 +96,7 @@ class DrivingDataset(BaseSegDataset):
         self._own_palette = 'palette' in metainfo
         super().__init__(
             data_root=data_root,
-            metainfo={**self.native_metainfo, **metainfo},
+            metainfo=dict(self.native_metainfo, **metainfo),
             ann_file=ann_file,
             lazy_init=True,
             **kwargs)
@@ -105,9 +109,9 @@ class DrivingDataset(BaseSegDataset):
         """Resolve the folders of the split."""
         raise NotImplementedError
 
-    def get_label_map(  # type: ignore[override]
-            self, new_classes: Optional[Sequence] = None
-    ) -> Optional[dict[int, int]]:
+    def get_label_map(
+            self,
+            new_classes: Optional[Sequence] = None) -> Optional[LabelMap]:
         """Map the ids on disk to the chosen classes.
 
         Unlike mmseg's, it knows the label space of this very object and
@@ -121,8 +125,10 @@ class DrivingDataset(BaseSegDataset):
             raise ValueError(
                 f'metainfo classes {unknown} are not in {type(self).__name__};'
                 f' choose from {native}.')
-        new_ids = {index: chosen.index(name) if name in chosen else 255
-                   for index, name in enumerate(native)}
+        new_ids = {
+            index: chosen.index(name) if name in chosen else 255
+            for index, name in enumerate(native)
+        }
         table = dict(new_ids)
         for raw, index in self.raw_label_map.items():
             table[raw] = new_ids.get(index, 255)
@@ -133,8 +139,9 @@ class DrivingDataset(BaseSegDataset):
         classes = self._metainfo['classes']
         palette = self._metainfo['palette']
         if not self._own_palette:
-            colours = dict(zip(self.native_metainfo['classes'],
-                               self.native_metainfo['palette']))
+            colours = dict(
+                zip(self.native_metainfo['classes'],
+                    self.native_metainfo['palette']))
             palette = [colours[name] for name in classes]
         if len(palette) != len(classes):
             raise ValueError(
@@ -147,8 +154,7 @@ class DrivingDataset(BaseSegDataset):
         found = sorted(self.find_frames(), key=lambda frame: frame.img_path)
         frames = self.listed_frames(found)
         if not frames:
-            raise self.data_error(
-                f'found 0 images of split {self.split!r}.')
+            raise self.data_error(f'found 0 images of split {self.split!r}.')
         lost = [frame for frame in frames if not frame.labelled]
         if lost:
             raise self.data_error(
@@ -174,11 +180,12 @@ class DrivingDataset(BaseSegDataset):
             for image in images:
                 stem = without_suffix(image, pair.img_suffixes)
                 mask = stem + pair.seg_map_suffix
-                frames.append(Frame(
-                    name=self.join(pair.images, stem),
-                    img_path=self.join(pair.images, image),
-                    seg_map_path=self.join(pair.masks, mask),
-                    labelled=mask in masks))
+                frames.append(
+                    Frame(
+                        name=self.join(pair.images, stem),
+                        img_path=self.join(pair.images, image),
+                        seg_map_path=self.join(pair.masks, mask),
+                        labelled=mask in masks))
         return frames
 
     def listed_frames(self, frames: list[Frame]) -> list[Frame]:
@@ -189,8 +196,10 @@ class DrivingDataset(BaseSegDataset):
             raise ValueError(
                 f'ann_file {self.ann_file!r} does not exist; leave it out to '
                 'use every frame.')
-        lines = [line.strip() for line in mmengine.list_from_file(
-            self.ann_file, backend_args=self.backend_args)]
+        lines = [
+            line.strip() for line in mmengine.list_from_file(
+                self.ann_file, backend_args=self.backend_args)
+        ]
         by_tail = frames_by_tail(frames)
         chosen = []
         for line in filter(None, lines):
@@ -204,8 +213,7 @@ class DrivingDataset(BaseSegDataset):
             chosen.extend(by_tail[line])
         return chosen
 
-    def list_files(self, folder: str,
-                   suffixes: tuple[str, ...]) -> Iterable[str]:
+    def list_files(self, folder: str, suffixes: Suffixes) -> Iterable[str]:
         """Relative paths of the files below ``folder``, which must exist."""
         self.existing_folder([folder])
         return fileio.list_dir_or_file(
@@ -222,8 +230,8 @@ class DrivingDataset(BaseSegDataset):
                 return folder
         if not self.is_folder(self.data_root):
             candidates = [self.data_root]
-        raise self.data_error(
-            'missing folder ' + ' or '.join(map(repr, candidates)) + '.')
+        raise self.data_error('missing folder ' +
+                              ' or '.join(map(repr, candidates)) + '.')
 
     def is_folder(self, folder: str) -> bool:
         """Whether ``folder`` exists."""
@@ -242,9 +250,11 @@ class DrivingDataset(BaseSegDataset):
 
     def data_error(self, problem: str) -> ValueError:
         """An error that says what is wrong and how to get the data."""
-        lines = [f'{type(self).__name__}: {problem}',
-                 f'Expected below data_root={self.data_root!r}:',
-                 *('    ' + line for line in self.LAYOUT.splitlines())]
+        lines = [
+            f'{type(self).__name__}: {problem}',
+            f'Expected below data_root={self.data_root!r}:',
+            *('    ' + line for line in self.LAYOUT.splitlines())
+        ]
         if self.CONVERTER:
             lines.append('If masks are missing, make them: '
                          f'{self.CONVERTER} {self.data_root}')
@@ -256,7 +266,7 @@ class DrivingDataset(BaseSegDataset):
         return ValueError('\n'.join(lines))
 
 
-def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
+def without_suffix(name: str, suffixes: Suffixes) -> str:
     """Strip the first of ``suffixes`` that ``name`` ends with."""
     for suffix in suffixes:
         if name.endswith(suffix):

@@ -9,8 +9,8 @@ from typing import Any, Iterable, Iterator, Optional, Sequence
 
 import mmengine.fileio as fileio
 from mmengine.logging import print_log
-from mmseg.registry import DATASETS
 
+from mmseg.registry import DATASETS
 from .driving import DrivingDataset, Frame
 from .label_tables import (HEATNET_BACKGROUND, HEATNET_CLASSES, HEATNET_IGNORE,
                            HEATNET_PALETTE)
@@ -52,16 +52,15 @@ class HeatNetDataset(DrivingDataset):
     SPLITS = ('train', 'test')
     SOURCE = ('http://thermal.cs.uni-freiburg.de (terms are named there), '
               'Freiburg Thermal train and test archives')
-    LAYOUT = (
-        'train/seq_<nn>_{day,night}/<drive>/fl_rgb/'
-        'fl_rgb_<sec>_<nsec>.png\n'
-        'train/seq_<nn>_{day,night}/<drive>/fl_ir_aligned/'
-        'fl_ir_aligned_<sec>_<nsec>.png\n'
-        'train/seq_<nn>_day/<drive>/fl_rgb_labels/'
-        'fl_rgb_labels_<sec>_<nsec>.png\n'
-        'test/{day,night}/ImagesRGB/<name>_<sec>_<nsec>_rgb.png\n'
-        'test/{day,night}/ImagesIR/<name>_<sec>_<nsec>_ir.png\n'
-        'test/{day,night}/SegmentationClass/<name>_<sec>_<nsec>_rgb.png')
+    LAYOUT = ('train/seq_<nn>_{day,night}/<drive>/fl_rgb/'
+              'fl_rgb_<sec>_<nsec>.png\n'
+              'train/seq_<nn>_{day,night}/<drive>/fl_ir_aligned/'
+              'fl_ir_aligned_<sec>_<nsec>.png\n'
+              'train/seq_<nn>_day/<drive>/fl_rgb_labels/'
+              'fl_rgb_labels_<sec>_<nsec>.png\n'
+              'test/{day,night}/ImagesRGB/<name>_<sec>_<nsec>_rgb.png\n'
+              'test/{day,night}/ImagesIR/<name>_<sec>_<nsec>_ir.png\n'
+              'test/{day,night}/SegmentationClass/<name>_<sec>_<nsec>_rgb.png')
     raw_label_map = {HEATNET_BACKGROUND: 255, HEATNET_IGNORE: 255}
     TRAIN_FOLDERS = dict(rgb='fl_rgb', thermal='fl_ir_aligned')
     TEST_FOLDERS = dict(rgb='ImagesRGB', thermal='ImagesIR')
@@ -91,8 +90,8 @@ class HeatNetDataset(DrivingDataset):
         if split == 'test':
             self.CONVERTER = 'python tools/dataset_converters/heatnet.py'
         super().__init__(data_root, split, modality=modality, **kwargs)
-        self._metainfo['annotation'] = ('pseudo' if split == 'train' else
-                                        'human')
+        self._metainfo['annotation'] = ('pseudo'
+                                        if split == 'train' else 'human')
 
     def find_frames(self) -> list[Frame]:
         """Pair by time stamp; log how many files found no partner."""
@@ -104,14 +103,16 @@ class HeatNetDataset(DrivingDataset):
             files += len(image_files) + len(mask_files)
             for image, mask in pair_by_time(image_files, mask_files):
                 path = self.join(images, image)
-                frames.append(Frame(
-                    path[:-len('.png')], path, self.join(masks, mask), True))
+                frames.append(
+                    Frame(path[:-len('.png')], path, self.join(masks, mask),
+                          True))
         alone = files - 2 * len(frames)
         if alone:
             print_log(
                 f'HeatNetDataset: {len(frames)} {self.image_modality} frames '
                 f'of split {self.split!r}; left out {alone} files without a '
-                'partner of the same time stamp.', logger='current')
+                'partner of the same time stamp.',
+                logger='current')
         return frames
 
     def image_and_mask_folders(self) -> Iterator[tuple[str, str]]:
@@ -119,8 +120,8 @@ class HeatNetDataset(DrivingDataset):
         if self.split == 'train':
             folder = self.TRAIN_FOLDERS[self.image_modality]
             for drive in self.train_drives():
-                yield self.join(drive, folder), self.join(drive,
-                                                          'fl_rgb_labels')
+                masks = self.join(drive, 'fl_rgb_labels')
+                yield self.join(drive, folder), masks
             return
         folder = self.TEST_FOLDERS[self.image_modality]
         for time in ('day', 'night') if self.time == 'all' else (self.time, ):
@@ -138,20 +139,26 @@ class HeatNetDataset(DrivingDataset):
             for drive in self.subfolders(self.join(root, sequence))
         ]
         if self.sequences is not None:
-            known = {name for drive in drives
-                     for name in (drive, drive.split('/')[0])}
+            known = {
+                name
+                for drive in drives
+                for name in (drive, drive.split('/')[0])
+            }
             for name in self.sequences:
                 self.check_choice('sequences', name, sorted(known))
-            drives = [drive for drive in drives
-                      if drive in self.sequences
-                      or drive.split('/')[0] in self.sequences]
+            drives = [
+                drive for drive in drives if drive in self.sequences
+                or drive.split('/')[0] in self.sequences
+            ]
         return [self.join(root, drive) for drive in drives]
 
     def require_converted(self, masks: str) -> None:
         """Refuse a test folder whose arrays were not all converted."""
         pngs = {name[:-4] for name in self.list_files(masks, ('.png', ))}
-        arrays = [name for name in self.list_files(masks, ('.npy', ))
-                  if name[:-4] not in pngs]
+        arrays = [
+            name for name in self.list_files(masks, ('.npy', ))
+            if name[:-4] not in pngs
+        ]
         if arrays:
             raise self.data_error(
                 f'{len(arrays)} label arrays below {masks!r} were not '
@@ -165,14 +172,21 @@ class HeatNetDataset(DrivingDataset):
 
     def subfolders(self, folder: str) -> list[str]:
         """Names of the folders right below ``folder``."""
-        return sorted(fileio.list_dir_or_file(
-            folder, list_file=False, backend_args=self.backend_args))
+        return sorted(
+            fileio.list_dir_or_file(
+                folder, list_file=False, backend_args=self.backend_args))
 
 
 def time_stamp(name: str) -> Optional[Stamp]:
     """Seconds and nanoseconds at the end of a file name, as written."""
     match = _STAMP.search(name)
     return (match[1], match[2]) if match else None
+
+
+def by_stamp(names: Iterable[str]) -> dict[Stamp, str]:
+    """Index file names by time stamp; names without one are left out."""
+    stamped = ((time_stamp(name), name) for name in names)
+    return {stamp: name for stamp, name in stamped if stamp is not None}
 
 
 def pair_by_time(images: Iterable[str],
@@ -185,10 +199,7 @@ def pair_by_time(images: Iterable[str],
     Returns:
         list[tuple[str, str]]: Image and mask, in the order of the images.
     """
-    image_at = {time_stamp(name): name for name in images}
-    mask_at = {time_stamp(name): name for name in masks}
-    image_at.pop(None, None)
-    mask_at.pop(None, None)
+    image_at, mask_at = by_stamp(images), by_stamp(masks)
     partner = {stamp: stamp for stamp in image_at if stamp in mask_at}
     loose_images = by_loose_stamp(image_at.keys() - partner.keys())
     loose_masks = by_loose_stamp(mask_at.keys() - partner.keys())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from mmseg.registry import DATASETS
-
 from .driving import DrivingDataset, FolderPair
 from .label_tables import (CITYSCAPES_CLASSES, CITYSCAPES_PALETTE,
                            IDD_LEVEL3_CLASSES, IDD_LEVEL3_PALETTE)
@@ -28,7 +27,7 @@ class IDDDataset(DrivingDataset):
         *args, **kwargs: See :class:`DrivingDataset`.
     """
     METAINFO = dict(classes=CITYSCAPES_CLASSES, palette=CITYSCAPES_PALETTE)
-    LABEL_SPACES = dict(
+    LABEL_SPACES: dict[str, dict[str, Any]] = dict(
         cs_train_ids=METAINFO,
         level3=dict(classes=IDD_LEVEL3_CLASSES, palette=IDD_LEVEL3_PALETTE))
     MASK_SUFFIXES = dict(
@@ -36,15 +35,14 @@ class IDDDataset(DrivingDataset):
         level3='_gtFine_labellevel3Ids.png')
     SOURCE = ('https://idd.insaan.iiit.ac.in (registration; research licence '
               'named there), "IDD Segmentation" part I and part II')
-    LAYOUT = (
-        'IDD_Segmentation/leftImg8bit/{train,val}/<drive>/'
-        '<id>_leftImg8bit.png\n'
-        'IDD_Segmentation/gtFine/{train,val}/<drive>/'
-        '<id>_gtFine_{labelcsTrainIds,labellevel3Ids}.png\n'
-        'idd20kII/leftImg8bit/{train,val}/<drive>/<id>_leftImg8bit.jpg\n'
-        'idd20kII/gtFine/{train,val}/<drive>/'
-        '<id>_gtFine_{labelcsTrainIds,labellevel3Ids}.png\n'
-        '(either part, or data_root is one part)')
+    LAYOUT = ('IDD_Segmentation/leftImg8bit/{train,val}/<drive>/'
+              '<id>_leftImg8bit.png\n'
+              'IDD_Segmentation/gtFine/{train,val}/<drive>/'
+              '<id>_gtFine_{labelcsTrainIds,labellevel3Ids}.png\n'
+              'idd20kII/leftImg8bit/{train,val}/<drive>/<id>_leftImg8bit.jpg\n'
+              'idd20kII/gtFine/{train,val}/<drive>/'
+              '<id>_gtFine_{labelcsTrainIds,labellevel3Ids}.png\n'
+              '(either part, or data_root is one part)')
     CONVERTER = 'python tools/dataset_converters/idd.py'
     default_domain = 'idd'
 
@@ -59,8 +57,10 @@ class IDDDataset(DrivingDataset):
 
     def folder_pairs(self) -> list[FolderPair]:
         """One pair of folders per part."""
-        roots = [self.data_root,
-                 *(self.join(self.data_root, part) for part in PARTS)]
+        roots = [
+            self.data_root,
+            *(self.join(self.data_root, part) for part in PARTS)
+        ]
         images = [self.join(root, 'leftImg8bit') for root in roots]
         self.existing_folder(images)
         return [

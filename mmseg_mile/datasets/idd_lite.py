@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmseg.registry import DATASETS
-
 from .driving import DrivingDataset, FolderPair
 from .label_tables import IDD_LITE_CLASSES, IDD_LITE_PALETTE
 
@@ -21,7 +20,9 @@ class IDDLiteDataset(DrivingDataset):
 
     def folder_pairs(self) -> list[FolderPair]:
         """Images and masks of the split."""
-        return [FolderPair(
-            self.join(self.data_root, 'leftImg8bit', self.split),
-            self.join(self.data_root, 'gtFine', self.split),
-            ('_image.jpg', ), '_label.png')]
+        return [
+            FolderPair(
+                self.join(self.data_root, 'leftImg8bit', self.split),
+                self.join(self.data_root, 'gtFine', self.split),
+                ('_image.jpg', ), '_label.png')
+        ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 IGNORE = 255
 
+# yapf: disable
 CITYSCAPES_CLASSES = (
     'road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light',
     'traffic sign', 'vegetation', 'terrain', 'sky', 'person', 'rider', 'car',
@@ -114,3 +115,4 @@ IDD_LITE_PALETTE = (
 CAMVID_TO_IDD_LITE = {
     0: 6, 1: 5, 2: 4, 3: 0, 4: 1, 5: 5, 6: 4, 7: 4, 8: 3, 9: 2,
     10: 255, 11: 255}
+# yapf: enable

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 import numpy as np
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from mmseg.registry import DATASETS
 from mmseg_mile.datasets import check_dataset
@@ -16,6 +16,8 @@ from mmseg_mile.structures import Task
 
 _TASK_KEYS = ('name', 'train_dataset', 'val_dataset', 'max_iters',
               'init_from')
+# what mmengine says of a dataset without any image
+_NOTHING_FOUND = 'need at least one array to concatenate'
 
 
 class TaskData:
@@ -51,7 +53,7 @@ class TaskData:
                                  'are also the names of the experts')
             self.tasks.append(task)
         for (name, split), dataset in self._datasets.items():
-            _check_samples(dataset, f'{split} of task {name!r}', num_checked)
+            _check_samples(dataset, split, name, num_checked)
 
     def train_loader(self, runner: Runner, task: Task,
                      template: Dict[str, Any]) -> DataLoader:
@@ -85,7 +87,7 @@ class TaskData:
         if len(dataset) > max_images:
             runner.logger.info(f'prototypes of {task.name!r} from '
                                f'{max_images} of {len(dataset)} images')
-            dataset.get_subset_(_spread(len(dataset), max_images))
+            dataset = Subset(dataset, _spread(len(dataset), max_images))
         return _ordered_loader(runner, template, dataset)
 
     def _open(self, config: Mapping[str, Any], data_root: str,
@@ -135,24 +137,45 @@ def _build(config: Dict[str, Any], where: str) -> Any:
     except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
         raise ValueError(
             f'{where} cannot be opened: {error}. Check data_root '
-            f'({config.get("data_root")!r}) and data_prefix; data/README.md '
-            'shows the folders, `python tools/make_demo_data.py data/demo` '
+            f'{_data_roots(config)} and data_prefix; data/README.md shows '
+            'the folders, `python tools/make_demo_data.py data/demo` '
             'fabricates a stand-in.') from error
     except ValueError as error:
+        if _NOTHING_FOUND in str(error):
+            raise _empty(where, config) from error
         raise ValueError(f'{where}: {error}') from error
     if not len(dataset):
-        raise ValueError(
-            f'{where} is empty: no image below '
-            f'{config.get("data_root")!r} matches its suffixes or list')
+        raise _empty(where, config)
     return dataset
 
 
-def _check_samples(dataset: Any, where: str, num_checked: int) -> None:
+def _empty(where: str, config: Dict[str, Any]) -> ValueError:
+    return ValueError(f'{where} is empty: no image below '
+                      f'{_data_roots(config)} matches its suffixes or list')
+
+
+def _check_samples(dataset: Any, split: str, name: str,
+                   num_checked: int) -> None:
     for index in _spread(len(dataset), num_checked):
         try:
-            dataset[index]
+            sample = dataset[index]
         except ValueError as error:
-            raise ValueError(f'{where}: {error}') from error
+            raise ValueError(f'{split} of task {name!r}: {error}') from error
+        if split == 'val':
+            _check_truth(sample['data_samples'], name)
+
+
+def _check_truth(sample: Any, name: str) -> None:
+    """Predictions come in the image's original size, so must the truth."""
+    truth = sample.get('gt_sem_seg')
+    size = tuple(sample.get('ori_shape', ())[:2])
+    if truth is None or size and size != tuple(truth.shape):
+        raise ValueError(
+            f'val of task {name!r}: the pipeline gives the image '
+            f'{sample.get("img_path")!r} of size {size} '
+            f'{"no labels" if truth is None else f"labels {truth.shape}"}: '
+            'put LoadAnnotations behind Resize and before PackSegInputs, so '
+            'that labels keep their original size')
 
 
 def _spread(length: int, count: int) -> List[int]:
@@ -167,16 +190,23 @@ def _inner_configs(config: Dict[str, Any]) -> Iterable[Dict[str, Any]]:
     return [config['dataset']] if 'dataset' in config else []
 
 
-def _rooted(config: Mapping[str, Any], data_root: str) -> Dict[str, Any]:
-    config = copy.deepcopy(dict(config))
+def _rooted(original: Mapping[str, Any], data_root: str) -> Dict[str, Any]:
+    config: Dict[str, Any] = copy.deepcopy(dict(original))
     inner = [_rooted(c, data_root) for c in _inner_configs(config)]
     if 'datasets' in config:
         config['datasets'] = inner
     elif inner:
         config['dataset'] = inner[0]
     else:
-        config['data_root'] = osp.join(data_root, config.get('data_root', ''))
+        own = config.get('data_root') or ''
+        config['data_root'] = osp.join(data_root, own)
     return config
+
+
+def _data_roots(config: Dict[str, Any]) -> List[str]:
+    inner = _inner_configs(config)
+    return [r for c in inner
+            for r in _data_roots(c)] or [config.get('data_root', '')]
 
 
 def _pipeline(config: Dict[str, Any]) -> Any:
@@ -191,8 +221,11 @@ def _with_pipeline(config: Dict[str, Any], pipeline: Any) -> Dict[str, Any]:
         config['datasets'] = inner
     elif inner:
         config['dataset'] = inner[0]
-    else:
+    if not inner:
         config['pipeline'] = pipeline
+    elif 'pipeline' in config:
+        # a wrapper that mixes images would mix the test pipeline's, too
+        config['pipeline'] = []
     return config
 
 

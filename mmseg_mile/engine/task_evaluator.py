@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -78,6 +78,28 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
                   digest.hexdigest() if has_expert else ''))
 
 
+def cross_experts(model: ContinualSegmentor, tasks: Sequence[Task],
+                  loader_of: Callable[[Task], Iterable[dict]]) -> np.ndarray:
+    """Force every expert on every other task.
+
+    Args:
+        model (ContinualSegmentor): With an expert per task.
+        tasks (Sequence[Task]): The T tasks.
+        loader_of (Callable): Gives a task's validation images.
+
+    Returns:
+        np.ndarray: (T, T) mIoU in per cent, rows tasks, columns experts;
+        the diagonal is NaN.
+    """
+    matrix = np.full((len(tasks), len(tasks)), np.nan)
+    for row, task in enumerate(tasks):
+        for column, expert in enumerate(model.expert_names):
+            if column != row:
+                matrix[row, column] = evaluate_forced(model, task,
+                                                      loader_of(task), expert)
+    return matrix
+
+
 def evaluate_forced(model: ContinualSegmentor, task: Task,
                     loader: Iterable[dict], expert: str) -> float:
     """mIoU in per cent of a task with one expert forced on all images."""
@@ -100,7 +122,11 @@ def _predict(model: ContinualSegmentor, batch: Dict[str, Any]) -> List[Any]:
 def _with_own_expert(model: ContinualSegmentor, task: Task,
                      batch: Dict[str, Any], routed: List[Any]) -> List[Any]:
     """The batch as the task's own expert sees it."""
-    wrong = [i for i, o in enumerate(routed) if o.expert != task.name]
+    own = {task.name: 1.0}
+    wrong = [
+        i for i, o in enumerate(routed)
+        if o.get('mixture', {o.expert: 1.0}) != own
+    ]
     outputs = list(routed)
     if wrong:
         again = dict(
@@ -131,4 +157,8 @@ def _gather(score: TaskScore) -> TaskScore:
         if parts[0].oracle is not None:
             parts[0].oracle.merge(other.oracle)
         parts[0].chosen.update(other.chosen)
+    if len(parts) > 1:
+        joined = ''.join(p.digest for p in parts)
+        parts[0].digest = hashlib.sha256(
+            joined.encode()).hexdigest() if joined else ''
     return parts[0]

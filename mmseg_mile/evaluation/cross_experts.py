@@ -18,13 +18,13 @@ def cross_expert_table(tasks: Sequence[str], matrix: np.ndarray) -> str:
     Returns:
         str: A table; the diagonal holds the oracle's scores.
     """
-    table = PrettyTable(['mIoU of task'] + [f'expert {t}' for t in tasks] +
-                        ['drop'])
+    experts = [f'expert {task}' for task in tasks]
+    table = PrettyTable(['mIoU of task', *experts, 'drop'])
     table.align = 'r'
     table.align['mIoU of task'] = 'l'
     for index, task in enumerate(tasks):
         others = np.delete(matrix[index], index)
         drop = matrix[index, index] - np.nanmean(others)
-        table.add_row([task] + [f'{v:.1f}' for v in matrix[index]] +
-                      [f'{drop:.1f}'])
+        cells = [f'{value:.1f}' for value in (*matrix[index], drop)]
+        table.add_row([task, *cells])
     return f'Experts forced on other tasks\n{table}'

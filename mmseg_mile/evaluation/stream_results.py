@@ -10,15 +10,11 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import results_schema as schema
 from .atomic_json import PathLike, read_json, write_json
 from .continual_scores import all_scores
 from .results_schema import (EXPERT_COST_KEYS, KEYS, KINDS, PROVENANCE_KEYS,
-                             SCHEMA_VERSION, SCORE_NAMES, check_cost,
-                             check_counts, check_keys, check_range,
-                             check_tasks, check_type, check_version,
-                             read_class_iou, read_matrix, read_number,
-                             read_scores, read_vector, write_counts,
-                             write_numbers)
+                             SCHEMA_VERSION, SCORE_NAMES)
 
 ClassIoU = Dict[str, Dict[str, float]]
 
@@ -70,7 +66,7 @@ class StreamResults:
     def new(cls, stream: str, method: str, seed: int,
             tasks: Sequence[str]) -> 'StreamResults':
         """Results of a run that has not evaluated anything yet."""
-        tasks = check_tasks(tasks)
+        tasks = schema.check_tasks(tasks)
         size = len(tasks)
         return cls(
             stream,
@@ -103,9 +99,10 @@ class StreamResults:
         if not (0 <= after < size and 0 <= task < size):
             raise ValueError(f'after and task must lie in 0 to {size - 1}, '
                              f'got {after} and {task}')
-        self.miou[kind][after,
-                        task] = check_range(value, 0, 100,
-                                            f'miou.{kind}[{after}][{task}]')
+        value = schema.check_range(value, 0, 100,
+                                   f'miou.{kind}[{after}][{task}]')
+        # as in the file, so that scores are the same after a resume
+        self.miou[kind][after, task] = round(value, schema.DECIMALS)
 
     def set_gate(self, accuracy: float, confusion: ArrayLike) -> None:
         """Set the gate's accuracy and its counts of images.
@@ -114,8 +111,9 @@ class StreamResults:
             accuracy (float): Share of images routed right, 0 to 1.
             confusion (ArrayLike): (K, K) counts of the first K tasks.
         """
-        counts = check_counts(confusion, len(self.tasks))
-        self.gate_accuracy = check_range(accuracy, 0, 1, 'gate.accuracy')
+        counts = schema.check_counts(confusion, len(self.tasks))
+        self.gate_accuracy = schema.check_range(accuracy, 0, 1,
+                                                'gate.accuracy')
         self.gate_confusion = _grow(counts, len(self.tasks), len(self.tasks))
 
     def set_class_iou(self, kind: str, task_name: str,
@@ -126,8 +124,9 @@ class StreamResults:
                 f'kind must be one of {KINDS} and the task one of '
                 f'{self.tasks}, got {kind!r} and {task_name!r}')
         self.class_iou[kind][task_name] = {
-            name: check_range(iou, 0, 100,
-                              f'class_iou.{kind}.{task_name}.{name}')
+            name:
+            schema.check_range(iou, 0, 100,
+                               f'class_iou.{kind}.{task_name}.{name}')
             for name, iou in class_iou.items()
         }
 
@@ -143,9 +142,9 @@ class StreamResults:
             train_seconds (ArrayLike): One value per task learned so far.
         """
         if base_params is not None:
-            check_type(base_params, int, 'cost.base_params')
+            schema.check_type(base_params, int, 'cost.base_params')
         for index, entry in enumerate(experts):
-            check_cost(entry, self.tasks, f'cost.experts[{index}]')
+            schema.check_cost(entry, self.tasks, f'cost.experts[{index}]')
         seconds = np.array(train_seconds, dtype=float)
         if seconds.ndim != 1 or len(seconds) > len(self.tasks):
             raise ValueError(
@@ -176,7 +175,7 @@ class StreamResults:
         Raises:
             ValueError: If ``tasks`` does not begin with the present tasks.
         """
-        tasks = check_tasks(tasks)
+        tasks = schema.check_tasks(tasks)
         if tasks[:len(self.tasks)] != self.tasks:
             raise ValueError(
                 f'the results hold the tasks {self.tasks}, the stream has '
@@ -218,30 +217,31 @@ class StreamResults:
             method=self.method,
             seed=self.seed,
             tasks=list(self.tasks),
-            miou=write_numbers(self.miou),
-            class_iou=write_numbers(self.class_iou),
+            miou=schema.write_numbers(self.miou),
+            class_iou=schema.write_numbers(self.class_iou),
             gate=dict(
-                accuracy=write_numbers(self.gate_accuracy),
-                confusion=write_counts(self.gate_confusion)),
-            scores=write_numbers(self.scores),
+                accuracy=schema.write_numbers(self.gate_accuracy),
+                confusion=schema.write_counts(self.gate_confusion)),
+            scores=schema.write_numbers(self.scores),
             cost=dict(
                 base_params=self.base_params,
-                experts=write_numbers(self.experts),
-                train_seconds=write_numbers(self.train_seconds)),
+                experts=schema.write_numbers(self.experts),
+                train_seconds=schema.write_numbers(self.train_seconds)),
             provenance=self.provenance)
 
     @classmethod
     def from_document(cls, document: Any) -> 'StreamResults':
         """Results of the content of ``results.json``, checked."""
-        check_version(document)
-        check_keys(document, KEYS, 'the file')
+        schema.check_version(document)
+        schema.check_keys(document, KEYS, 'the file')
         for name, kind in (('stream', str), ('method', str), ('seed', int)):
-            check_type(document[name], kind, name)
+            schema.check_type(document[name], kind, name)
         results = cls.new(document['stream'], document['method'],
                           document['seed'], document['tasks'])
         results._read_measured(document)
         results._read_cost(document['cost'])
-        check_keys(document['provenance'], PROVENANCE_KEYS, 'provenance')
+        schema.check_keys(document['provenance'], PROVENANCE_KEYS,
+                          'provenance')
         results.provenance = dict(document['provenance'])
         return results
 
@@ -265,26 +265,28 @@ class StreamResults:
     def _read_measured(self, document: Dict[str, Any]) -> None:
         size = len(self.tasks)
         for name in ('miou', 'class_iou'):
-            check_keys(document[name], KINDS, name)
+            schema.check_keys(document[name], KINDS, name)
         for kind in KINDS:
             field_name = f'miou.{kind}'
-            matrix = read_matrix(document['miou'][kind], size, field_name)
+            matrix = schema.read_matrix(document['miou'][kind], size,
+                                        field_name)
             for (after, task), value in np.ndenumerate(matrix):
                 self.set_miou(kind, after, task, value)
-            self.class_iou[kind] = read_class_iou(document['class_iou'][kind],
-                                                  self.tasks,
-                                                  f'class_iou.{kind}')
-        check_keys(document['gate'], ('accuracy', 'confusion'), 'gate')
+            self.class_iou[kind] = schema.read_class_iou(
+                document['class_iou'][kind], self.tasks, f'class_iou.{kind}')
+        schema.check_keys(document['gate'], ('accuracy', 'confusion'), 'gate')
         self.set_gate(
-            read_number(document['gate']['accuracy'], 'gate.accuracy'),
-            read_matrix(document['gate']['confusion'], size, 'gate.confusion'))
-        self.scores = read_scores(document['scores'], 'scores')
+            schema.read_number(document['gate']['accuracy'], 'gate.accuracy'),
+            schema.read_matrix(document['gate']['confusion'], size,
+                               'gate.confusion'))
+        self.scores = schema.read_scores(document['scores'], 'scores')
 
     def _read_cost(self, cost: Any) -> None:
-        check_keys(cost, ('base_params', 'experts', 'train_seconds'), 'cost')
-        check_type(cost['experts'], list, 'cost.experts')
-        seconds = read_vector(cost['train_seconds'], len(self.tasks),
-                              'cost.train_seconds')
+        schema.check_keys(cost, ('base_params', 'experts', 'train_seconds'),
+                          'cost')
+        schema.check_type(cost['experts'], list, 'cost.experts')
+        seconds = schema.read_vector(cost['train_seconds'], len(self.tasks),
+                                     'cost.train_seconds')
         self.set_cost(cost['base_params'], cost['experts'], seconds)
 
 

@@ -51,7 +51,7 @@ class ExpertStore:
         return list(self._index()['experts'])
 
     def save_base(self, state: TensorDict, fingerprint: str) -> None:
-        """Write the frozen base; experts of another base lose their entry.
+        """Write the frozen base of the library.
 
         Raises:
             ValueError: If the library holds experts of another base.
@@ -64,8 +64,9 @@ class ExpertStore:
         self.root.mkdir(parents=True, exist_ok=True)
         partial = self.root / '.base.safetensors.partial'
         write_tensors(partial, state)
-        partial.replace(self.root / 'base.safetensors')
-        self._write_index(fingerprint, self.names)
+        base = self.root / 'base.safetensors'
+        partial.replace(base)
+        self._write_index(fingerprint, self.names, {base.name: sha256(base)})
 
     def load_base(self) -> Tuple[TensorDict, str]:
         """The base's tensors and its fingerprint."""
@@ -90,7 +91,7 @@ class ExpertStore:
         with new_folder(self._folder(expert.name)) as folder:
             self._write_expert(expert, folder)
         names = [n for n in self.names if n != expert.name] + [expert.name]
-        self._write_index(index['base_fingerprint'], names)
+        self._write_index(index['base_fingerprint'], names, index['files'])
 
     def load(self, name: str) -> Expert:
         """Read an expert after checking every file of it.
@@ -173,16 +174,15 @@ class ExpertStore:
             raise ValueError(f'{path} is not a library of schema {SCHEMA}')
         return index
 
-    def _write_index(self, fingerprint: str, names: List[str]) -> None:
+    def _write_index(self, fingerprint: str, names: List[str],
+                     checksums: Dict[str, str]) -> None:
         write_json(
             self.root / 'library.json',
             dict(
                 schema=SCHEMA,
                 base_fingerprint=fingerprint,
                 experts=names,
-                files={
-                    'base.safetensors': sha256(self.root / 'base.safetensors')
-                }))
+                files=checksums))
 
     @staticmethod
     def _check_sum(path: Path, expected: str) -> None:

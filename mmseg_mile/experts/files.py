@@ -44,8 +44,9 @@ def read_tensors(path: Path) -> Dict[str, Tensor]:
                          'a copy, or train its task again.') from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON that appears whole or not at all."""
+def write_json(path: Path, content: Dict[str, Any]) -> None:
+    """Write a JSON object, with its checksum, whole or not at all."""
+    content = dict(content, checksum=_json_checksum(content))
     partial = path.with_name(f'.{path.name}.partial')
     with open(partial, 'w', encoding='utf-8') as file:
         json.dump(content, file, indent=1, ensure_ascii=False, sort_keys=True)
@@ -56,24 +57,37 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read what :func:`write_json` wrote, without the checksum.
 
     Raises:
-        ValueError: If it is missing or broken; names the file.
+        ValueError: If it is missing, broken or changed; names the file.
     """
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f'{path} cannot be read ({error}): restore it from '
                          'a copy, or train its task again.') from error
+    if isinstance(content, dict) and 'checksum' in content:
+        if content.pop('checksum') != _json_checksum(content):
+            raise ValueError(f'{path} was changed since it was written (its '
+                             'checksum differs): restore it from a copy, or '
+                             'train its task again.')
+    return content
+
+
+def _json_checksum(content: Dict[str, Any]) -> str:
+    # once through JSON, which turns tuples to lists and keys to strings
+    plain = json.loads(json.dumps(content))
+    text = json.dumps(plain, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder that becomes ``target`` when the block ends well.
 
-    An older ``target`` is replaced; a block that fails, or is killed, leaves
-    it as it was.
+    An older ``target`` is replaced in the end, by two renames; a block that
+    fails, or is killed, leaves it as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(
@@ -84,7 +98,11 @@ def new_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             old = partial.with_name(partial.name + '-old')
             os.replace(target, old)
-            os.replace(partial, target)
+            try:
+                os.replace(partial, target)
+            except BaseException:
+                os.replace(old, target)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(partial, target)

@@ -11,13 +11,12 @@ import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmseg.registry import HOOKS
-from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from mmseg.registry import HOOKS
+from mmseg.structures import SegDataSample
 from mmseg_mile.evaluation import DomainIoU, StreamResults
 from mmseg_mile.structures import Task
-
 from .display_image import read_image_for_display
 from .gate_confusion import draw_gate_confusion
 from .prediction_gallery import Panel, draw_prediction_gallery

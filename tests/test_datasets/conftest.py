@@ -46,9 +46,11 @@ def names_of():
     """Image paths of a dataset, relative to its root."""
 
     def names(dataset) -> list:
-        return [str(Path(dataset.get_data_info(index)['img_path'])
-                    .relative_to(dataset.data_root))
-                for index in range(len(dataset))]
+        return [
+            str(
+                Path(dataset.get_data_info(index)['img_path']).relative_to(
+                    dataset.data_root)) for index in range(len(dataset))
+        ]
 
     return names
 

@@ -3,9 +3,13 @@ import pytest
 
 from mmseg_mile.datasets import ACDCDataset
 
+FOLDERS = [
+    ('rgb_anon', 'gt'),
+    ('rgb_anon_trainvaltest/rgb_anon', 'gt_trainval/gt'),
+]
 
-@pytest.fixture(params=[('rgb_anon', 'gt'),
-                        ('rgb_anon_trainvaltest/rgb_anon', 'gt_trainval/gt')])
+
+@pytest.fixture(params=FOLDERS)
 def root(request, tmp_path, put_image, put_mask):
     images, masks = request.param
     for condition in ('fog', 'night', 'rain', 'snow'):
@@ -43,12 +47,12 @@ def test_masks_hold_train_ids(root, pairs_of):
     assert all(mask.endswith('_gt_labelTrainIds.png') for mask in masks)
 
 
-@pytest.mark.parametrize('condition, domain', [
-    ('fog', 'acdc_fog'), ('all', 'acdc'), (['rain', 'night'],
-                                           'acdc_night_rain')])
+@pytest.mark.parametrize('condition, domain',
+                         [('fog', 'acdc_fog'), ('all', 'acdc'),
+                          (['rain', 'night'], 'acdc_night_rain')])
 def test_domain_is_named_after_the_condition(tmp_path, condition, domain):
-    dataset = ACDCDataset(str(tmp_path), 'val', condition=condition,
-                          lazy_init=True)
+    dataset = ACDCDataset(
+        str(tmp_path), 'val', condition=condition, lazy_init=True)
     assert dataset.metainfo['domain'] == domain
 
 

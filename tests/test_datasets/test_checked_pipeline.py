@@ -9,9 +9,11 @@ from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmseg_mile.datasets import (CheckedPipeline, CityscapesDomainDataset,
                                  check_dataset)
 
-STEPS = [dict(type='mmcv.LoadImageFromFile'),
-         dict(type='mmseg.LoadAnnotations'),
-         dict(type='mmseg.PackSegInputs')]
+STEPS = [
+    dict(type='mmcv.LoadImageFromFile'),
+    dict(type='mmseg.LoadAnnotations'),
+    dict(type='mmseg.PackSegInputs')
+]
 IMAGE = 'leftImg8bit/train/ulm/a_leftImg8bit.png'
 MASK = 'gtFine/train/ulm/a_gtFine_labelTrainIds.png'
 
@@ -37,8 +39,10 @@ def test_good_sample_passes_unchanged(make):
 def test_label_beyond_the_classes_is_rejected(make):
     dataset = make(values=(0, 19, 34))
     check_dataset(dataset, num_classes=19)
-    with pytest.raises(ValueError, match=r'a_gtFine_labelTrainIds.png.*'
-                       r'\[19, 34\].*0 to 18, or 255'):
+    with pytest.raises(
+            ValueError,
+            match=r'a_gtFine_labelTrainIds.png.*'
+            r'\[19, 34\].*0 to 18, or 255'):
         dataset[0]
 
 
@@ -102,7 +106,8 @@ def test_second_installation_replaces_the_first(make):
 
 @pytest.mark.parametrize('wrap', [
     lambda dataset: ConcatDataset([dataset]),
-    lambda dataset: RepeatDataset(dataset, times=2)])
+    lambda dataset: RepeatDataset(dataset, times=2)
+])
 def test_datasets_in_wrappers_are_checked(make, wrap):
     dataset = wrap(make(values=(0, 19)))
     check_dataset(dataset, num_classes=19)

@@ -24,8 +24,10 @@ def build(root, **kwargs):
 
 def test_entries_are_those_of_mmseg(root):
     info = build(root, serialize_data=False).data_list[0]
-    assert set(info) == {'img_path', 'seg_map_path', 'label_map',
-                         'reduce_zero_label', 'seg_fields'}
+    assert set(info) == {
+        'img_path', 'seg_map_path', 'label_map', 'reduce_zero_label',
+        'seg_fields'
+    }
 
 
 def test_domain_comes_from_the_config(root):
@@ -50,8 +52,8 @@ def test_unknown_split_is_rejected(root):
         CityscapesDomainDataset(data_root=root, split='test')
 
 
-@pytest.mark.parametrize('name', ['data_prefix', 'img_suffix',
-                                  'reduce_zero_label'])
+@pytest.mark.parametrize('name',
+                         ['data_prefix', 'img_suffix', 'reduce_zero_label'])
 def test_argument_that_the_layout_answers_is_rejected(root, name):
     with pytest.raises(ValueError, match=f'{name}.*remove'):
         build(root, **{name: 'x'})
@@ -103,8 +105,8 @@ def test_lazy_dataset_is_filled_on_full_init(root):
 
 def test_indices_choose_frames(root, pairs_of):
     dataset = build(root, indices=[2])
-    assert pairs_of(dataset) == [
-        ('ulm_2_leftImg8bit.png', 'ulm_2_gtFine_labelTrainIds.png')]
+    assert pairs_of(dataset) == [('ulm_2_leftImg8bit.png',
+                                  'ulm_2_gtFine_labelTrainIds.png')]
 
 
 def test_ann_file_chooses_frames_in_its_order(root, tmp_path, pairs_of):
@@ -161,9 +163,11 @@ def test_all_classes_need_no_label_map(root):
 
 
 def test_pipeline_yields_a_packed_sample(root):
-    steps = [dict(type='mmcv.LoadImageFromFile'),
-             dict(type='mmseg.LoadAnnotations'),
-             dict(type='mmseg.PackSegInputs')]
+    steps = [
+        dict(type='mmcv.LoadImageFromFile'),
+        dict(type='mmseg.LoadAnnotations'),
+        dict(type='mmseg.PackSegInputs')
+    ]
     sample = build(root, pipeline=steps)[0]
     assert sample['data_samples'].gt_sem_seg.shape == (4, 6)
 

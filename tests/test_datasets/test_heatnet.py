@@ -16,12 +16,14 @@ def root(tmp_path, put_image, put_mask):
         put_image(f'train/{drive}/fl_rgb/fl_rgb_{stamp}0.png',
                   f'train/{drive}/fl_ir_aligned/fl_ir_aligned_{stamp}.png')
         if 'day' in drive:
-            put_mask(f'train/{drive}/fl_rgb_labels/fl_rgb_labels_{stamp}0.png',
-                     values=range(14))
+            put_mask(
+                f'train/{drive}/fl_rgb_labels/fl_rgb_labels_{stamp}0.png',
+                values=range(14))
     for time in ('day', 'night'):
         stem = f'test/{time}/{{}}/fl_{SECONDS}_1'
-        put_image(stem.format('ImagesRGB') + '20_rgb.png',
-                  stem.format('ImagesIR') + '2_ir.png')
+        put_image(
+            stem.format('ImagesRGB') + '20_rgb.png',
+            stem.format('ImagesIR') + '2_ir.png')
         put_mask(stem.format('SegmentationClass') + '20_rgb.png')
     return str(tmp_path)
 
@@ -33,13 +35,14 @@ def build(root, split='train', **kwargs):
 def test_train_frames_of_rgb(root, names_of):
     assert names_of(build(root)) == [
         f'train/{drive}/fl_rgb/fl_rgb_{SECONDS}_952177040.png'
-        for drive in ('seq_00_day/00', 'seq_00_day/01', 'seq_01_day/00')]
+        for drive in ('seq_00_day/00', 'seq_00_day/01', 'seq_01_day/00')
+    ]
 
 
 def test_thermal_name_may_lack_trailing_zeros(root, pairs_of):
-    assert pairs_of(build(root, modality='thermal'))[0] == (
-        f'fl_ir_aligned_{SECONDS}_95217704.png',
-        f'fl_rgb_labels_{SECONDS}_952177040.png')
+    image, mask = pairs_of(build(root, modality='thermal'))[0]
+    assert image == f'fl_ir_aligned_{SECONDS}_95217704.png'
+    assert mask == f'fl_rgb_labels_{SECONDS}_952177040.png'
 
 
 @pytest.mark.parametrize('time, count', [('day', 1), ('night', 1), ('all', 2)])
@@ -51,7 +54,8 @@ def test_test_frames(root, time, count, modality):
 
 def test_test_frames_are_of_the_modality(root, pairs_of):
     assert pairs_of(build(root, 'test', modality='thermal')) == [
-        (f'fl_{SECONDS}_12_ir.png', f'fl_{SECONDS}_120_rgb.png')]
+        (f'fl_{SECONDS}_12_ir.png', f'fl_{SECONDS}_120_rgb.png')
+    ]
 
 
 @pytest.mark.parametrize('split, source', [('train', 'pseudo'),
@@ -78,8 +82,8 @@ def test_train_has_no_night_labels(root, time):
 
 def test_sequences_and_drives_can_be_chosen(root, names_of):
     dataset = build(root, sequences=['seq_00_day/01', 'seq_01_day'])
-    assert [name.split('/fl_')[0] for name in names_of(dataset)] == [
-        'train/seq_00_day/01', 'train/seq_01_day/00']
+    drives = [name.split('/fl_')[0] for name in names_of(dataset)]
+    assert drives == ['train/seq_00_day/01', 'train/seq_01_day/00']
 
 
 def test_unknown_sequence_is_rejected(root):
@@ -109,8 +113,10 @@ def test_frames_without_partner_are_counted(root, put_image, monkeypatch):
 def test_arrays_that_were_not_converted_name_the_converter(root, tmp_path):
     np.save(tmp_path / f'test/day/SegmentationClass/fl_{SECONDS}_7_rgb.npy',
             np.zeros((2, 2)))
-    with pytest.raises(ValueError, match='1 label arrays.*not converted'
-                       r'[\s\S]*dataset_converters/heatnet.py'):
+    with pytest.raises(
+            ValueError,
+            match='1 label arrays.*not converted'
+            r'[\s\S]*dataset_converters/heatnet.py'):
         build(root, 'test')
 
 
@@ -120,15 +126,15 @@ def test_missing_train_folder_is_named(tmp_path):
 
 
 def test_pairing_goes_by_name_not_by_order():
-    assert pair_by_time(['a_1_10.png', 'a_1_20.png', 'a_2_5.png'],
-                        ['b_0_1.png', 'b_1_20.png', 'b_2_5.png']) == [
-        ('a_1_20.png', 'b_1_20.png'), ('a_2_5.png', 'b_2_5.png')]
+    pairs = pair_by_time(['a_1_10.png', 'a_1_20.png', 'a_2_5.png'],
+                         ['b_0_1.png', 'b_1_20.png', 'b_2_5.png'])
+    assert pairs == [('a_1_20.png', 'b_1_20.png'), ('a_2_5.png', 'b_2_5.png')]
 
 
 def test_equal_stamps_pair_before_similar_ones():
-    assert pair_by_time(['a_1_5.png', 'a_1_50.png'],
-                        ['b_1_50.png', 'b_1_5.png']) == [
-        ('a_1_5.png', 'b_1_5.png'), ('a_1_50.png', 'b_1_50.png')]
+    pairs = pair_by_time(['a_1_5.png', 'a_1_50.png'],
+                         ['b_1_50.png', 'b_1_5.png'])
+    assert pairs == [('a_1_5.png', 'b_1_5.png'), ('a_1_50.png', 'b_1_50.png')]
 
 
 def test_ambiguous_stamps_do_not_pair():

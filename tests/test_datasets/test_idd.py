@@ -20,20 +20,21 @@ def test_both_parts_make_one_dataset(tmp_path, put_part, names_of):
     put_part('idd20kII/', 'jpg')
     assert names_of(IDDDataset(str(tmp_path), 'train')) == [
         'IDD_Segmentation/leftImg8bit/train/12/7_leftImg8bit.png',
-        'idd20kII/leftImg8bit/train/12/7_leftImg8bit.jpg']
+        'idd20kII/leftImg8bit/train/12/7_leftImg8bit.jpg'
+    ]
 
 
-@pytest.mark.parametrize('parent, suffix', [
-    ('IDD_Segmentation/', 'png'), ('idd20kII/', 'jpg'), ('', 'png'),
-    ('', 'jpg')])
+@pytest.mark.parametrize('parent, suffix', [('IDD_Segmentation/', 'png'),
+                                            ('idd20kII/', 'jpg'), ('', 'png'),
+                                            ('', 'jpg')])
 def test_one_part_is_enough(tmp_path, put_part, parent, suffix):
     put_part(parent, suffix)
     assert len(IDDDataset(str(tmp_path), 'train')) == 1
 
 
-@pytest.mark.parametrize('space, mask, count', [
-    ('cs_train_ids', '7_gtFine_labelcsTrainIds.png', 19),
-    ('level3', '7_gtFine_labellevel3Ids.png', 26)])
+@pytest.mark.parametrize('space, mask, count',
+                         [('cs_train_ids', '7_gtFine_labelcsTrainIds.png', 19),
+                          ('level3', '7_gtFine_labellevel3Ids.png', 26)])
 def test_label_space_chooses_masks_and_classes(tmp_path, put_part, pairs_of,
                                                space, mask, count):
     put_part('idd20kII/', 'jpg')
@@ -46,7 +47,9 @@ def test_label_space_chooses_masks_and_classes(tmp_path, put_part, pairs_of,
 def test_classes_of_level3_can_be_chosen(tmp_path, put_part, labels_of):
     put_part('idd20kII/', 'jpg')
     dataset = IDDDataset(
-        str(tmp_path), 'train', label_space='level3',
+        str(tmp_path),
+        'train',
+        label_space='level3',
         metainfo=dict(classes=('autorickshaw', 'road')))
     assert labels_of(dataset) == [1]
 
@@ -69,7 +72,8 @@ def test_frame_of_both_parts_is_named_with_its_part(tmp_path, put_part,
     (tmp_path / 'few.txt').write_text('idd20kII/leftImg8bit/train/12/7\n')
     dataset = IDDDataset(str(tmp_path), 'train', ann_file='few.txt')
     assert names_of(dataset) == [
-        'idd20kII/leftImg8bit/train/12/7_leftImg8bit.jpg']
+        'idd20kII/leftImg8bit/train/12/7_leftImg8bit.jpg'
+    ]
 
 
 def test_ambiguous_frame_is_rejected(tmp_path, put_part):

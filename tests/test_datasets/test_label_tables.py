@@ -14,12 +14,12 @@ def test_every_class_has_a_name_and_a_colour_of_its_own(space, count):
     assert len(palette) == len(set(palette)) == count
 
 
-@pytest.mark.parametrize('table, classes', [
-    ('CITYSCAPES_RAW_TO_TRAIN_ID', 'CITYSCAPES_CLASSES'),
-    ('CITYSCAPES_NAME_TO_TRAIN_ID', 'CITYSCAPES_CLASSES'),
-    ('IDD_NAME_TO_CS_TRAIN_ID', 'CITYSCAPES_CLASSES'),
-    ('IDD_NAME_TO_LEVEL3_ID', 'IDD_LEVEL3_CLASSES'),
-    ('CAMVID_TO_IDD_LITE', 'IDD_LITE_CLASSES')])
+@pytest.mark.parametrize(
+    'table, classes', [('CITYSCAPES_RAW_TO_TRAIN_ID', 'CITYSCAPES_CLASSES'),
+                       ('CITYSCAPES_NAME_TO_TRAIN_ID', 'CITYSCAPES_CLASSES'),
+                       ('IDD_NAME_TO_CS_TRAIN_ID', 'CITYSCAPES_CLASSES'),
+                       ('IDD_NAME_TO_LEVEL3_ID', 'IDD_LEVEL3_CLASSES'),
+                       ('CAMVID_TO_IDD_LITE', 'IDD_LITE_CLASSES')])
 def test_table_reaches_every_class(table, classes):
     reached = set(getattr(tables, table).values()) - {255}
     assert reached == set(range(len(getattr(tables, classes))))

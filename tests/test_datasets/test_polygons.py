@@ -13,9 +13,14 @@ IDS = dict(road=0, car=13, sky=255)
 
 def annotation(*objects):
     """5 x 8 image; objects are (label, left, top, right, bottom)."""
-    return dict(imgHeight=5, imgWidth=8, objects=[
-        dict(label=label, polygon=[[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-        for label, x0, y0, x1, y1 in objects])
+    return dict(
+        imgHeight=5,
+        imgWidth=8,
+        objects=[
+            dict(
+                label=label, polygon=[[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+            for label, x0, y0, x1, y1 in objects
+        ])
 
 
 def test_background_is_ignored():
@@ -35,8 +40,8 @@ def test_later_polygons_lie_on_top():
 
 
 def test_group_counts_as_its_members():
-    assert (draw_polygons(annotation(('cargroup', 0, 0, 7, 4)), IDS)
-            == 13).all()
+    mask = draw_polygons(annotation(('cargroup', 0, 0, 7, 4)), IDS)
+    assert (mask == 13).all()
 
 
 def test_label_that_ends_in_group_keeps_its_name():

@@ -6,13 +6,11 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from mmseg_mile.evaluation.continual_scores import (all_scores, average_miou,
-                                                    backward_transfer,
-                                                    forgetting,
-                                                    forward_transfer,
-                                                    harmonic_mean_miou,
-                                                    mismatch_drop, oracle_gap,
-                                                    plasticity, stability)
+from mmseg_mile.evaluation import (average_miou, backward_transfer, forgetting,
+                                   forward_transfer, harmonic_mean_miou,
+                                   mismatch_drop, oracle_gap, plasticity,
+                                   stability)
+from mmseg_mile.evaluation.continual_scores import all_scores
 
 NAN = math.nan
 # Task 0 falls from 60 over 50 to 40, task 1 gains from 50 to 55.

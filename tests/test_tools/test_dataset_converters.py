@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parents[2] / 'tools' / 'dataset_converters'
 
 def load(name):
     """The script as a module, as ``python FOLDER/name.py`` runs it."""
-    spec = importlib.util.spec_from_file_location(
-        f'{name}_converter', FOLDER / f'{name}.py')
+    spec = importlib.util.spec_from_file_location(f'{name}_converter',
+                                                  FOLDER / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -31,10 +31,12 @@ def write_polygons(path, *labels):
     """One column of 4 rows per label, from left to right."""
     objects = [
         dict(label=label, polygon=[[x, 0], [x, 3]])
-        for x, label in enumerate(labels)]
+        for x, label in enumerate(labels)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(
-        dict(imgHeight=4, imgWidth=len(labels) + 1, objects=objects)))
+    path.write_text(
+        json.dumps(
+            dict(imgHeight=4, imgWidth=len(labels) + 1, objects=objects)))
 
 
 def first_row(path):
@@ -51,15 +53,18 @@ def test_cityscapes_raw_ids_become_train_ids(tmp_path, cityscapes_stem):
     write_image(Path(f'{cityscapes_stem}_labelIds.png'), raw)
     load('cityscapes').main([str(tmp_path)])
     assert first_row(f'{cityscapes_stem}_labelTrainIds.png') == [
-        255, 0, 1, 13, 255, 18, 255]
+        255, 0, 1, 13, 255, 18, 255
+    ]
 
 
 def test_cityscapes_polygons_become_train_ids(tmp_path, cityscapes_stem):
-    write_polygons(Path(f'{cityscapes_stem}_polygons.json'),
-                   'road', 'cargroup', 'license plate', 'caravan', 'bicycle')
+    write_polygons(
+        Path(f'{cityscapes_stem}_polygons.json'), 'road', 'cargroup',
+        'license plate', 'caravan', 'bicycle')
     load('cityscapes').main([str(tmp_path)])
     assert first_row(f'{cityscapes_stem}_labelTrainIds.png') == [
-        0, 13, 255, 255, 18, 255]
+        0, 13, 255, 255, 18, 255
+    ]
 
 
 def test_cityscapes_without_annotations_is_rejected(tmp_path):
@@ -89,16 +94,20 @@ IDD_LABELS = ('road', 'parking', 'non-drivable fallback', 'autorickshaw',
 
 
 def test_idd_masks_of_both_label_spaces_and_parts(tmp_path):
-    stems = [tmp_path / part / 'gtFine' / 'train' / '0' / '1_gtFine'
-             for part in ('IDD_Segmentation', 'idd20kII')]
+    stems = [
+        tmp_path / part / 'gtFine' / 'train' / '0' / '1_gtFine'
+        for part in ('IDD_Segmentation', 'idd20kII')
+    ]
     for stem in stems:
         write_polygons(Path(f'{stem}_polygons.json'), *IDD_LABELS)
     load('idd').main([str(tmp_path)])
     for stem in stems:
         assert first_row(f'{stem}_labelcsTrainIds.png') == [
-            0, 255, 9, 255, 13, 255, 7, 6, 255, 255, 255]
+            0, 255, 9, 255, 13, 255, 7, 6, 255, 255, 255
+        ]
         assert first_row(f'{stem}_labellevel3Ids.png') == [
-            0, 1, 3, 8, 9, 20, 18, 19, 12, 255, 255]
+            0, 1, 3, 8, 9, 20, 18, 19, 12, 255, 255
+        ]
 
 
 def test_idd_masks_are_what_the_dataset_looks_for(tmp_path):
@@ -163,8 +172,8 @@ def test_heatnet_array_of_three_axes_is_rejected(tmp_path, put_array):
 
 def test_heatnet_other_order_of_names_is_warned_of(tmp_path, put_array):
     put_array(np.zeros((2, 2), int))
-    (tmp_path / 'test/day/class_names.txt').write_text(
-        '__ignore__\n_background_\nroad\nsidewalk\n')
+    names = tmp_path / 'test/day/class_names.txt'
+    names.write_text('__ignore__\n_background_\nroad\nsidewalk\n')
     with pytest.warns(UserWarning, match="'__ignore__' instead of 'road'"):
         load('heatnet').main([str(tmp_path)])
 
@@ -186,10 +195,12 @@ def test_heatnet_without_arrays_is_rejected(tmp_path):
 def test_several_processes_give_the_same_masks(tmp_path, cityscapes_stem,
                                                monkeypatch):
     for index in range(3):
-        write_polygons(Path(f'{cityscapes_stem}{index}_gtFine_polygons.json'),
-                       'car')
+        write_polygons(
+            Path(f'{cityscapes_stem}{index}_gtFine_polygons.json'), 'car')
     # Workers must be able to import the script by name.
     monkeypatch.syspath_prepend(FOLDER)
     importlib.import_module('cityscapes').main([str(tmp_path), '--nproc', '2'])
-    assert [first_row(f'{cityscapes_stem}{index}_gtFine_labelTrainIds.png')
-            for index in range(3)] == [[13, 255]] * 3
+    assert [
+        first_row(f'{cityscapes_stem}{index}_gtFine_labelTrainIds.png')
+        for index in range(3)
+    ] == [[13, 255]] * 3

@@ -6,8 +6,9 @@ import cv2
 import pytest
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'make_demo_data.py'
-SMALL = ['--num-train', '1', '--num-val', '1', '--size', '32', '64',
-         '--nproc', '1']
+SMALL = [
+    '--num-train', '1', '--num-val', '1', '--size', '32', '64', '--nproc', '1'
+]
 
 
 @pytest.fixture(scope='module')
@@ -20,8 +21,8 @@ def test_files_are_made_and_counted(main, tmp_path, capsys):
     # Two images of Cityscapes with two masks each.
     line = next(line for line in capsys.readouterr().out.splitlines()
                 if 'cityscapes' in line)
-    assert [cell.strip() for cell in line.split('|')][1:4] == [
-        'cityscapes', '2', '4']
+    assert [cell.strip()
+            for cell in line.split('|')][1:4] == ['cityscapes', '2', '4']
 
 
 def test_preview_is_drawn(main, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from mmengine.structures import PixelData
+
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
-
 from mmseg_mile.evaluation import StreamResults
 from mmseg_mile.structures import Task
 from mmseg_mile.visualization import stream_pictures_hook

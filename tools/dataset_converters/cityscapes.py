@@ -30,10 +30,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data_root', help='folder that holds gtFine/')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='make masks again that exist')
-    parser.add_argument('--nproc', type=int, default=1,
-                        help='number of processes')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='make masks again that exist')
+    parser.add_argument(
+        '--nproc', type=int, default=1, help='number of processes')
     return parser.parse_args(argv)
 
 
@@ -76,8 +76,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Convert what is not yet converted."""
     args = parse_args(argv)
     stems = find_stems(args.data_root)
-    todo = [stem for stem in stems
-            if args.overwrite or not Path(stem + TRAIN_ENDING).exists()]
+    todo = [
+        stem for stem in stems
+        if args.overwrite or not Path(stem + TRAIN_ENDING).exists()
+    ]
     print(f'{len(stems)} annotations, {len(todo)} masks to write')
     if args.nproc > 1 and todo:
         track_parallel_progress(convert, todo, args.nproc)

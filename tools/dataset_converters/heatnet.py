@@ -29,10 +29,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data_root', help='folder that holds test/')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='make masks again that exist')
-    parser.add_argument('--nproc', type=int, default=1,
-                        help='number of processes')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='make masks again that exist')
+    parser.add_argument(
+        '--nproc', type=int, default=1, help='number of processes')
     return parser.parse_args(argv)
 
 
@@ -50,8 +50,8 @@ def convert(path: str) -> None:
     if labels.ndim != 2:
         raise ValueError(f'{path!r} has shape {labels.shape}, expected rows x '
                          'columns of class ids.')
-    wrong = sorted(set(np.unique(labels).tolist())
-                   - set(range(HEATNET_IGNORE + 1)))
+    wrong = sorted(
+        set(np.unique(labels).tolist()) - set(range(HEATNET_IGNORE + 1)))
     if wrong:
         raise ValueError(
             f'{path!r} holds {wrong}, outside HeatNet\'s ids 0 to '
@@ -65,14 +65,17 @@ def warn_of_other_names(path: Path) -> None:
     """Compare ``class_names.txt``, line by line, with the ids taken."""
     lines = path.read_text(encoding='utf-8').lower().split('\n')
     lines = [line.strip() for line in lines if line.strip()]
-    differ = [f'{index}: {line!r} instead of {name!r}'
-              for index, (line, name) in enumerate(zip(lines, NAMES))
-              if name not in line]
+    differ = [
+        f'{index}: {line!r} instead of {name!r}'
+        for index, (line, name) in enumerate(zip(lines, NAMES))
+        if name not in line
+    ]
     if differ or len(lines) > len(NAMES):
         warnings.warn(
             f'{path} names {len(lines)} classes, some others than HeatNet\'s '
             f'({", ".join(differ)}). The arrays may count classes in that '
-            'order: look at a mask before trusting a score.', stacklevel=2)
+            'order: look at a mask before trusting a score.',
+            stacklevel=2)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -87,8 +90,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     for names in (*test.glob('class_names.txt'),
                   *test.glob('*/class_names.txt')):
         warn_of_other_names(names)
-    todo = [path for path in arrays if args.overwrite
-            or not Path(path).with_suffix('.png').exists()]
+    todo = [
+        path for path in arrays
+        if args.overwrite or not Path(path).with_suffix('.png').exists()
+    ]
     print(f'{len(arrays)} label arrays, {len(todo)} masks to write')
     if args.nproc > 1 and todo:
         track_parallel_progress(convert, todo, args.nproc)

@@ -34,10 +34,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         'data_root',
         help='folder that holds IDD_Segmentation/ and idd20kII/, or is one')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='make masks again that exist')
-    parser.add_argument('--nproc', type=int, default=1,
-                        help='number of processes')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='make masks again that exist')
+    parser.add_argument(
+        '--nproc', type=int, default=1, help='number of processes')
     return parser.parse_args(argv)
 
 
@@ -56,9 +56,8 @@ def convert(stem: str) -> None:
 def find_stems(data_root: str) -> list[str]:
     """Every polygon file of both parts, without its ending."""
     stems = [
-        str(path)[:-len(POLYGON_ENDING)] for part in PARTS
-        for path in Path(data_root, part, 'gtFine').glob(
-            f'*/*/*{POLYGON_ENDING}')
+        str(path)[:-len(POLYGON_ENDING)] for part in PARTS for path in Path(
+            data_root, part, 'gtFine').glob(f'*/*/*{POLYGON_ENDING}')
     ]
     if not stems:
         raise ValueError(
@@ -72,8 +71,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Convert what is not yet converted."""
     args = parse_args(argv)
     stems = find_stems(args.data_root)
-    todo = [stem for stem in stems if args.overwrite or not all(
-        Path(stem + ending).exists() for ending in TABLES)]
+    todo = [
+        stem for stem in stems if args.overwrite or not all(
+            Path(stem + ending).exists() for ending in TABLES)
+    ]
     print(f'{len(stems)} annotations, {len(todo)} to draw')
     if args.nproc > 1 and todo:
         track_parallel_progress(convert, todo, args.nproc)

@@ -17,7 +17,6 @@ optim_wrapper = dict(
             decode_head=dict(lr_mult=10.))))
 param_scheduler = [
     dict(
-        type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0,
-        end=1500),
+        type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, begin=1500, by_epoch=False)
 ]

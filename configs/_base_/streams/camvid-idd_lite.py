@@ -19,12 +19,11 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
 ]
-camvid = dict(
-    type='CamVidDataset', data_root='camvid', label_space='idd_lite')
+camvid = dict(type='CamVidDataset', data_root='camvid', label_space='idd_lite')
 idd_lite = dict(type='IDDLiteDataset', data_root='idd_lite')
 train_cfg = dict(
     type='IncrementalTaskLoop',
-    max_iters=300,
+    max_iters=120,
     stream='camvid_day-camvid_dusk-idd_lite',
     tasks=[
         dict(
@@ -42,8 +41,7 @@ train_cfg = dict(
                 split='train',
                 pipeline=train_pipeline),
             val_dataset=dict(
-                camvid, lighting='dusk', split='val',
-                pipeline=test_pipeline)),
+                camvid, lighting='dusk', split='val', pipeline=test_pipeline)),
         dict(
             name='idd_lite',
             train_dataset=dict(

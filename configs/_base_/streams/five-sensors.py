@@ -31,8 +31,7 @@ road = dict(
     type='BaseSegDataset',
     data_root='stereo_pothole',
     metainfo=dict(
-        classes=('road', 'pothole'), palette=[[128, 64, 128], [255, 160,
-                                                               0]]))
+        classes=('road', 'pothole'), palette=[[128, 64, 128], [255, 160, 0]]))
 udder = dict(
     type='BaseSegDataset',
     data_root='udder_thermal',

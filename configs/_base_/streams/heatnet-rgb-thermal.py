@@ -20,7 +20,11 @@ augment = [
 see = [
     dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='LoadAnnotations'), columns,
-    dict(type='PackSegInputs')
+    dict(
+        type='PackSegInputs',
+        meta_keys=('img_path', 'seg_map_path', 'ori_shape', 'img_shape',
+                   'pad_shape', 'scale_factor', 'flip', 'flip_direction',
+                   'reduce_zero_label', 'cropped_columns'))
 ]
 rgb = dict(type='HeatNetDataset', data_root='heatnet', modality='rgb')
 thermal = dict(type='HeatNetDataset', data_root='heatnet', modality='thermal')

@@ -32,7 +32,7 @@ class Camera:
                 z: np.ndarray | float) -> np.ndarray:
         """Project world coordinates, N of each or one, to (N, 2) pixels."""
         zoom = self.focal / z
-        pixels = np.empty((np.broadcast(x, y, z).size, 2))
+        pixels = np.empty((max(np.size(x), np.size(y), np.size(z)), 2))
         pixels[:, 0] = self.center_x + zoom * x
         pixels[:, 1] = self.horizon + zoom * (self.mount - y)
         return pixels

@@ -39,20 +39,31 @@ def draw_contact_sheet(root: str | Path, columns: int = 4) -> np.ndarray:
     """
     rows = []
     for title, images, masks in _ROWS:
-        pairs = list(zip(sorted(Path(root).glob(images)),
-                         sorted(Path(root).glob(masks))))
+        pictures = sorted(Path(root).glob(images))
+        labels = sorted(Path(root).glob(masks))
+        pairs = list(zip(pictures, labels))
         chosen = [pairs[i * len(pairs) // columns] for i in range(columns)]
         colors = HEATNET_PALETTE if 'heatnet' in title else CITYSCAPES_PALETTE
-        row = np.hstack([*(_picture(image) for image, _ in chosen),
-                         *(_colored(mask, colors) for _, mask in chosen)])
+        row = np.hstack([
+            *(_picture(image) for image, _ in chosen),
+            *(_colored(mask, colors) for _, mask in chosen)
+        ])
         cv2.putText(row, title, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, .4,
                     (0, 255, 255), 1, cv2.LINE_AA)
         rows.append(row)
     return np.vstack(rows)
 
 
+def _read(path: Path) -> np.ndarray:
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise ValueError(f'cannot decode {str(path)!r}; make the demo data '
+                         'again, with --overwrite')
+    return values
+
+
 def _picture(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    image = _read(path)
     if image.dtype == np.uint16:
         grey = np.clip((image - 21800.) / (25000 - 21800), 0, 1) * 255
         image = cv2.cvtColor(grey.astype(np.uint8), cv2.COLOR_GRAY2BGR)
@@ -60,8 +71,8 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def _colored(path: Path, colors: tuple) -> np.ndarray:
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    mask = _read(path)
     palette = np.zeros((256, 3), np.uint8)
     palette[:len(colors)] = colors
-    return cv2.resize(palette[mask][..., ::-1], _TILE,
-                      interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(
+        palette[mask][..., ::-1], _TILE, interpolation=cv2.INTER_NEAREST)

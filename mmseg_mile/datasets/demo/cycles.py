@@ -2,12 +2,18 @@
 """Motorcycles and bicycles, with or without their riders."""
 from __future__ import annotations
 
+from typing import Callable, Optional
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .furniture import jitter
 from .people import BODY_HEAT, SKIN_HEAT, clothes, skin
 from .shapes import ellipse, limb
 from .sketch import Paint, Sketch
+
+# Draws a labelled outline in the turned frame of the vehicle.
+Put = Callable[[Optional[str], ArrayLike, Paint], None]
 
 
 def draw_cycle(sketch: Sketch, rng: np.random.Generator, kind: str, x: float,
@@ -24,7 +30,7 @@ def draw_cycle(sketch: Sketch, rng: np.random.Generator, kind: str, x: float,
     """
     turn = rng.uniform(.35, 1.) * rng.choice([-1., 1.])
 
-    def put(label: str | None, points: np.ndarray, paint: Paint) -> None:
+    def put(label: str | None, points: ArrayLike, paint: Paint) -> None:
         points = np.asarray(points, float)
         sketch.upright(label, z, points * (turn, 1.) + (x, 0), paint)
 
@@ -34,12 +40,11 @@ def draw_cycle(sketch: Sketch, rng: np.random.Generator, kind: str, x: float,
     if ridden:
         _rider(put, rng, kind)
         if kind == 'motorcycle':
-            sketch.upright(None, z,
-                           ellipse(x + .1 * turn, .8, .11, .11, 8),
+            sketch.upright(None, z, ellipse(x + .1 * turn, .8, .11, .11, 8),
                            Paint('lamp', (.80, .12, .08), 7., .9))
 
 
-def _motorcycle(put, rng: np.random.Generator, ridden: bool) -> None:
+def _motorcycle(put: Put, rng: np.random.Generator, ridden: bool) -> None:
     rubber = Paint('rubber', (.06, .06, .06), 13. if ridden else 2.)
     tone = jitter(rng, ((.55, .10, .10), (.12, .14, .30), (.12, .12, .13),
                         (.60, .58, .12))[rng.integers(4)])
@@ -47,16 +52,16 @@ def _motorcycle(put, rng: np.random.Generator, ridden: bool) -> None:
         put('motorcycle', ellipse(wheel, .33, .35, .33, 12), rubber)
         put(None, ellipse(wheel, .33, .16, .15, 8),
             Paint('metal', (.40, .40, .41), 4.))
-    put('motorcycle', [[-.85, .62], [-.5, .35], [.3, .28], [.62, .62],
-                       [.5, .98], [.2, .86], [-.3, .80], [-.82, .84]],
-        Paint('metal', tone, 6. if ridden else 0.))
+    frame = [[-.85, .62], [-.5, .35], [.3, .28], [.62, .62], [.5, .98],
+             [.2, .86], [-.3, .80], [-.82, .84]]
+    put('motorcycle', frame, Paint('metal', tone, 6. if ridden else 0.))
     put(None, ellipse(.02, .42, .26, .16, 10),
         Paint('metal', (.20, .20, .21), 24. if ridden else 1.))
     put('motorcycle', limb((.62, .4), (.42, 1.08), .12),
         Paint('metal', (.25, .25, .26), 2.))
 
 
-def _bicycle(put, rng: np.random.Generator, ridden: bool) -> None:
+def _bicycle(put: Put, rng: np.random.Generator, ridden: bool) -> None:
     tone = Paint('metal', jitter(rng, (.35, .18, .18), .12), 0.)
     for wheel in (-.55, .55):
         put('bicycle', ellipse(wheel, .36, .38, .37, 14),
@@ -71,7 +76,7 @@ def _bicycle(put, rng: np.random.Generator, ridden: bool) -> None:
         Paint('rubber', (.08, .07, .07), 4. if ridden else 0.))
 
 
-def _rider(put, rng: np.random.Generator, kind: str) -> None:
+def _rider(put: Put, rng: np.random.Generator, kind: str) -> None:
     coat = Paint('cloth', clothes(rng), BODY_HEAT)
     trousers = Paint('cloth', jitter(rng, (.20, .20, .23)), BODY_HEAT - 2)
     seat = .86 if kind == 'motorcycle' else .96
@@ -79,8 +84,9 @@ def _rider(put, rng: np.random.Generator, kind: str) -> None:
     put('rider', limb((-.2, seat), (.22, seat - .1), .25), trousers)
     put('rider', limb((.2, seat - .06), foot, .2), trousers)
     lean = rng.uniform(.1, .3)
-    put('rider', [[-.42, seat - .05], [.0, seat - .05], [lean + .16, seat + .6],
-                  [lean - .2, seat + .66]], coat)
+    torso = [[-.42, seat - .05], [.0, seat - .05], [lean + .16, seat + .6],
+             [lean - .2, seat + .66]]
+    put('rider', torso, coat)
     put('rider', limb((lean, seat + .5), (.42, seat + .14), .15), coat)
     head = (lean + .04, seat + .82)
     if rng.random() < .65:

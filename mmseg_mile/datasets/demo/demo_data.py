@@ -24,9 +24,13 @@ GENERATOR = 1
 _MIN_SIZE = 32
 
 
-def make_demo_data(root: str | Path, seed: int = 0, num_train: int = 48,
-                   num_val: int = 12, size: tuple[int, int] = (128, 256),
-                   overwrite: bool = False, num_processes: int = 2) -> dict:
+def make_demo_data(root: str | Path,
+                   seed: int = 0,
+                   num_train: int = 48,
+                   num_val: int = 12,
+                   size: tuple[int, int] = (128, 256),
+                   overwrite: bool = False,
+                   num_processes: int = 2) -> dict:
     """Fabricate Cityscapes, ACDC, BDD100K, IDD and Freiburg Thermal.
 
     Data made before with the same parameters are left as they are; what an
@@ -55,21 +59,28 @@ def make_demo_data(root: str | Path, seed: int = 0, num_train: int = 48,
     manifest = _parameters(seed, num_train, num_val, size)
     if _is_made(root, manifest, overwrite):
         return manifest
+    _clear(root, manifest)
+    height, width = size
+    counts = num_train, num_val, (height, width), seed
+    jobs = [
+        *plan_cityscapes(root, *counts),
+        *plan_acdc(root, ACDC_CONDITIONS, *counts),
+        *plan_bdd100k(root, *counts), *plan_idd(root, *counts),
+        *plan_heatnet(root, *counts)
+    ]
+    _run(jobs, num_processes)
+    save_json(root / MANIFEST, manifest)
+    (root / UNFINISHED).unlink()
+    return manifest
+
+
+def _clear(root: Path, manifest: dict) -> None:
     save_json(root / UNFINISHED, manifest)
     # Absent while files change, so that no other run takes them for whole.
     (root / MANIFEST).unlink(missing_ok=True)
     for name in DATA_SETS:
         if (root / name).exists():
             shutil.rmtree(root / name)
-    counts = num_train, num_val, tuple(size), seed
-    jobs = [*plan_cityscapes(root, *counts),
-            *plan_acdc(root, ACDC_CONDITIONS, *counts),
-            *plan_bdd100k(root, *counts), *plan_idd(root, *counts),
-            *plan_heatnet(root, *counts)]
-    _run(jobs, num_processes)
-    save_json(root / MANIFEST, manifest)
-    (root / UNFINISHED).unlink()
-    return manifest
 
 
 def _parameters(seed: int, num_train: int, num_val: int,
@@ -82,8 +93,12 @@ def _parameters(seed: int, num_train: int, num_val: int,
     if len(size) != 2 or min(size) < _MIN_SIZE:
         raise ValueError(f'size must be (height, width) of at least '
                          f'{_MIN_SIZE} pixels each, got {size}')
-    return dict(generator=GENERATOR, seed=seed, num_train=num_train,
-                num_val=num_val, size=list(size))
+    return dict(
+        generator=GENERATOR,
+        seed=seed,
+        num_train=num_train,
+        num_val=num_val,
+        size=list(size))
 
 
 def _is_made(root: Path, manifest: dict, overwrite: bool) -> bool:

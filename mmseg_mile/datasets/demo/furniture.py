@@ -10,11 +10,20 @@ from .sketch import Paint, Sketch
 Color = tuple[float, float, float]
 
 
-def jitter(rng: np.random.Generator, color: Color,
+def jitter(rng: np.random.Generator,
+           color: Color,
            spread: float = .05) -> Color:
     """Vary a colour: brightness more than hue."""
-    shift = rng.normal(0, spread) + rng.normal(0, spread / 2, 3)
-    return tuple(float(c) for c in np.clip(np.array(color) + shift, .03, .97))
+    *hue, brightness = rng.normal(0, spread, 4).tolist()
+    red, green, blue = (min(max(c + brightness + h / 2, .03), .97)
+                        for c, h in zip(color, hue))
+    return red, green, blue
+
+
+def dimmed(color: Color, share: float) -> Color:
+    """A colour at a share of its brightness."""
+    red, green, blue = color
+    return share * red, share * green, share * blue
 
 
 def draw_tree(sketch: Sketch, rng: np.random.Generator, x: float,
@@ -29,14 +38,14 @@ def draw_tree(sketch: Sketch, rng: np.random.Generator, x: float,
         cone = [[x - 1.6, trunk * .5], [x + 1.6, trunk * .5], [x, height]]
         sketch.upright('vegetation', z, cone, Paint('foliage', tone, -1.))
         return
-    for _ in range(4):
+    for _ in range(4 if z < 45 else 2):
         radius = rng.uniform(1.1, 1.9)
         center = x + rng.uniform(-1.1, 1.1)
         level = trunk + radius * .8 + rng.random() * (height - trunk - 3.)
-        shade = tuple(c * rng.uniform(.8, 1.15) for c in tone)
+        red, green, blue = (c * rng.uniform(.8, 1.15) for c in tone)
         sketch.upright('vegetation', z,
                        blob(rng, center, level, radius * 1.15, radius),
-                       Paint('foliage', shade, -1.))
+                       Paint('foliage', (red, green, blue), -1.))
 
 
 def draw_bush(sketch: Sketch, rng: np.random.Generator, x: float,
@@ -65,8 +74,7 @@ def draw_lamp(sketch: Sketch, rng: np.random.Generator, x: float,
     sketch.upright('pole', z, limb((x, 0), (x, height), .26), paint)
     sketch.upright('pole', z, limb((x, height), (x + reach, height + .2), .2),
                    paint)
-    sketch.upright('pole', z,
-                   ellipse(x + reach, height + .1, .45, .2, 8),
+    sketch.upright('pole', z, ellipse(x + reach, height + .1, .45, .2, 8),
                    Paint('lamp', (.75, .74, .68), 8., 1.6))
     sketch.lamps.append((x + reach, height, z))
 
@@ -83,11 +91,10 @@ def draw_traffic_light(sketch: Sketch, rng: np.random.Generator, x: float,
     lit = int(rng.integers(3))
     colors = ((.20, .85, .45), (.95, .75, .15), (.95, .16, .12))
     for i, color in enumerate(colors):
-        tone = color if i == lit else tuple(.25 * c for c in color)
-        sketch.upright(None, z,
-                       ellipse(x, height + .3 + .5 * i, .2, .2, 10),
-                       Paint('lamp', tone, 8. if i == lit else 4.,
-                             1.3 if i == lit else 0.))
+        tone = color if i == lit else dimmed(color, .25)
+        heat, glow = (8., 1.3) if i == lit else (4., 0.)
+        sketch.upright(None, z, ellipse(x, height + .3 + .5 * i, .2, .2, 10),
+                       Paint('lamp', tone, heat, glow))
 
 
 def draw_sign(sketch: Sketch, rng: np.random.Generator, x: float,
@@ -131,9 +138,9 @@ def draw_billboard(sketch: Sketch, rng: np.random.Generator, x: float,
                    box(x - width, low, x + width, low + rng.uniform(1.4, 2.4)),
                    Paint('sign', tone, 3., .1))
     for row in range(2):
+        bottom, right = low + .3 + .6 * row, width * rng.uniform(0, .8)
         sketch.upright(None, z,
-                       box(x - width * .8, low + .3 + .6 * row,
-                           x + width * rng.uniform(0, .8), low + .6 + .6 * row),
+                       box(x - width * .8, bottom, x + right, bottom + .3),
                        Paint('sign', tuple(rng.uniform(.1, .95, 3)), 3., .1))
 
 
@@ -141,13 +148,14 @@ def draw_barrier(sketch: Sketch, rng: np.random.Generator, x: float,
                  z: float) -> None:
     """Striped police barrier."""
     width = rng.uniform(.8, 1.3)
-    sketch.upright('obs-str-bar-fallback', z, box(x - width, .1, x + width, 1.1),
+    board = box(x - width, .1, x + width, 1.1)
+    sketch.upright('obs-str-bar-fallback', z, board,
                    Paint('sign', (.85, .75, .18), 1.))
     for i in range(3):
         left = x - width + (2 * i + .4) * width / 3
-        sketch.upright(None, z,
-                       [[left, .45], [left + .25, .45], [left + .5, .95],
-                        [left + .25, .95]], Paint('sign', (.1, .1, .1), 1.))
+        stripe = [[left, .45], [left + .25, .45], [left + .5, .95],
+                  [left + .25, .95]]
+        sketch.upright(None, z, stripe, Paint('sign', (.1, .1, .1), 1.))
 
 
 def draw_guard_rail(sketch: Sketch, rng: np.random.Generator, x: float,

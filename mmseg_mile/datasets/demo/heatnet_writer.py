@@ -33,16 +33,19 @@ def plan_heatnet(root: Path, num_train: int, num_val: int, size: Size,
         sequence = 'seq_01_night' if night else 'seq_00_day'
         for index in range(number):
             folder = f'train/{sequence}/{index * 2 // max(number, 1):02d}'
-            jobs.append(partial(_train_frame, root / folder,
-                                _stamp(night, index), night, size, seed))
+            jobs.append(
+                partial(_train_frame, root / folder, _stamp(night, index),
+                        night, size, seed))
     # As in the real dumps, a frame whose colour picture got lost.
-    jobs.append(partial(_lone_frame, root / 'train/seq_00_day/00',
-                        _stamp(False, 9999), size, seed))
+    jobs.append(
+        partial(_lone_frame, root / 'train/seq_00_day/00', _stamp(False, 9999),
+                size, seed))
     for night in (False, True):
         for index in range(num_val):
-            jobs.append(partial(
-                _test_frame, root / 'test' / ('night' if night else 'day'),
-                _stamp(night, 5000 + index), night, size, seed))
+            jobs.append(
+                partial(_test_frame,
+                        root / 'test' / ('night' if night else 'day'),
+                        _stamp(night, 5000 + index), night, size, seed))
     return jobs
 
 

@@ -18,6 +18,7 @@ from ..label_tables import (CITYSCAPES_CLASSES, CITYSCAPES_NAME_TO_TRAIN_ID,
 from ..polygons import draw_polygons
 from .sketch import Sketch
 
+# yapf: disable
 _TO_CITYSCAPES = {
     'curb': 'sidewalk', 'drivable fallback': 'ground', 'billboard': 'static',
     'obs-str-bar-fallback': 'static', 'animal': 'dynamic',
@@ -44,16 +45,21 @@ HEATNET_NAME_TO_ID = {
     **dict.fromkeys(('billboard', 'obs-str-bar-fallback', 'animal',
                      'autorickshaw', 'vehicle fallback'), HEATNET_BACKGROUND),
     'ego vehicle': HEATNET_IGNORE}
+# yapf: enable
 
 
 def annotate(sketch: Sketch, rename: Mapping[str, str]) -> dict:
     """Polygon annotation as Cityscapes and IDD write it."""
     objects = [
-        dict(label=rename.get(part.label, part.label),
-             polygon=np.rint(part.outline).astype(int).tolist())
-        for part in sketch.parts if part.label is not None]
-    return dict(imgHeight=sketch.camera.height, imgWidth=sketch.camera.width,
-                objects=objects)
+        dict(
+            label=rename.get(part.label, part.label),
+            polygon=np.rint(part.outline).astype(int).tolist())
+        for part in sketch.parts if part.label is not None
+    ]
+    return dict(
+        imgHeight=sketch.camera.height,
+        imgWidth=sketch.camera.width,
+        objects=objects)
 
 
 def cityscapes_annotation(sketch: Sketch) -> dict:
@@ -63,8 +69,11 @@ def cityscapes_annotation(sketch: Sketch) -> dict:
 
 def cityscapes_label_ids(annotation: Mapping) -> np.ndarray:
     """Raw ids; 0 is unlabeled."""
-    return draw_polygons(annotation, CITYSCAPES_NAME_TO_RAW_ID,
-                         CITYSCAPES_NOT_DRAWN, background=0)
+    return draw_polygons(
+        annotation,
+        CITYSCAPES_NAME_TO_RAW_ID,
+        CITYSCAPES_NOT_DRAWN,
+        background=0)
 
 
 def cityscapes_train_ids(annotation: Mapping) -> np.ndarray:
@@ -87,5 +96,7 @@ def idd_masks(annotation: Mapping) -> dict[str, np.ndarray]:
 
 def heatnet_ids(sketch: Sketch) -> np.ndarray:
     """HeatNet's 12 classes, 12 background and 13 ignore."""
-    return draw_polygons(annotate(sketch, {}), HEATNET_NAME_TO_ID,
-                         ('license plate', ), background=HEATNET_IGNORE)
+    return draw_polygons(
+        annotate(sketch, {}),
+        HEATNET_NAME_TO_ID, ('license plate', ),
+        background=HEATNET_IGNORE)

@@ -12,6 +12,9 @@ from .raster import Buffers
 from .sketch import SKY_DISTANCE
 from .texture import noise
 
+# Light of old street lamps.
+_SODIUM: Color = (1., .78, .48)
+
 
 class Daylight(NamedTuple):
     """The sky and the light it gives.
@@ -44,12 +47,14 @@ def light_by_day(color: np.ndarray, buffers: Buffers, light: Daylight,
     return image
 
 
-def light_by_night(color: np.ndarray, buffers: Buffers, moon: float,
+def light_by_night(color: np.ndarray,
+                   buffers: Buffers,
+                   moon: float,
                    rng: np.random.Generator,
-                   tint: Color = (1., .78, .48)) -> np.ndarray:
+                   tint: Color = _SODIUM) -> np.ndarray:
     """Shade a textured scene by lamps, headlights and lit windows."""
     warm, cold = np.array(tint), np.array([.55, .7, 1.])
-    image = tinted(color, moon * cold)
+    image = tinted(color, tuple(moon * cold))
     image += lit(color, _lamp_light(buffers), tint)
     image += lit(color, _head_light(buffers), (.95, .95, .88))
     # Light of the town on the clouds, strongest above the roofs.
@@ -63,9 +68,10 @@ def bloom(image: np.ndarray, buffers: Buffers, spread: float,
           strength: float) -> np.ndarray:
     """Halo around whatever outshines the sensor."""
     excess = np.clip(image - .75, 0., 3.)
-    small = cv2.resize(excess, None, fx=.25, fy=.25,
-                       interpolation=cv2.INTER_AREA)
-    halo = cv2.GaussianBlur(small, (0, 0), spread * buffers.scale / 4)
+    small = cv2.resize(
+        excess, None, fx=.25, fy=.25, interpolation=cv2.INTER_AREA)
+    halo: np.ndarray = cv2.GaussianBlur(small, (0, 0),
+                                        spread * buffers.scale / 4)
     halo += .5 * cv2.GaussianBlur(small, (0, 0), spread * buffers.scale)
     size = buffers.shape[1], buffers.shape[0]
     return image + strength * cv2.resize(halo, size)
@@ -76,8 +82,8 @@ def _cast_shadow(buffers: Buffers, sun_side: int,
     """Buildings on the sun's side throw theirs over the street."""
     left, right = buffers.sketch.road
     reach = rng.uniform(left - 2, right + 1) * sun_side
-    blocks = 1.6 * np.sign(np.sin(buffers.z * rng.uniform(.25, .5)
-                                  + rng.uniform(0, 6)))
+    blocks = 1.6 * np.sign(
+        np.sin(buffers.z * rng.uniform(.25, .5) + rng.uniform(0, 6)))
     return sun_side * buffers.x > reach + blocks
 
 
@@ -130,6 +136,6 @@ def _emit(image: np.ndarray, color: np.ndarray, buffers: Buffers,
     bright = windows & (chance < rng.uniform(.12, .4))
     image[bright] = (.35 + 1.6 * chance[bright][:, None]) * warm
     glowing = buffers.glow > 0
-    image[glowing] += (buffers.glow[glowing][:, None]
-                       * (.25 + .75 * color[glowing]))
+    image[glowing] += (
+        buffers.glow[glowing][:, None] * (.25 + .75 * color[glowing]))
     return image

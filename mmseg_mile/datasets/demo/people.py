@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .furniture import Color, jitter
 from .shapes import box, ellipse, limb
@@ -16,7 +17,8 @@ def clothes(rng: np.random.Generator) -> Color:
     """Colour of a garment: mostly dark, at times bright."""
     if rng.random() < .55:
         return jitter(rng, (.20, .21, .25), .06)
-    return tuple(float(c) for c in rng.uniform(.15, .85, 3))
+    red, green, blue = rng.uniform(.15, .85, 3).tolist()
+    return red, green, blue
 
 
 def skin(rng: np.random.Generator) -> Paint:
@@ -32,13 +34,14 @@ def draw_person(sketch: Sketch, rng: np.random.Generator, x: float,
     trousers = Paint('cloth', jitter(rng, (.20, .20, .24), .06), BODY_HEAT - 2)
     coat = Paint('cloth', clothes(rng), BODY_HEAT)
 
-    def put(points: np.ndarray, paint: Paint) -> None:
+    def put(points: ArrayLike, paint: Paint) -> None:
         sketch.upright('person', z, np.asarray(points) * size + (x, 0), paint)
 
     put(limb((-.09, .88), (-.09 - stride, 0), .21), trousers)
     put(limb((.09, .88), (.09 + stride, 0), .21), trousers)
-    put([[-.21, .82], [.21, .82], [.29, 1.42], [.16, 1.5], [-.16, 1.5],
-         [-.29, 1.42]], coat)
+    torso = [[-.21, .82], [.21, .82], [.29, 1.42], [.16, 1.5], [-.16, 1.5],
+             [-.29, 1.42]]
+    put(torso, coat)
     put(limb((-.27, 1.4), (-.34 - stride * .4, .85), .14), coat)
     put(limb((.27, 1.4), (.34 - stride * .4, .85), .14), coat)
     put(ellipse(0., 1.64, .135, .16, 10), skin(rng))
@@ -57,8 +60,8 @@ def draw_animal(sketch: Sketch, rng: np.random.Generator, x: float,
     way = rng.choice([-1., 1.])
 
     def put(points: np.ndarray, look: Paint = paint) -> None:
-        sketch.upright('animal', z, np.asarray(points) * (way, 1) + (x, 0),
-                       look)
+        sketch.upright('animal', z,
+                       np.asarray(points) * (way, 1) + (x, 0), look)
 
     for leg in (-.75, -.5, .5, .75):
         put(limb((leg, .75), (leg, 0), .17))

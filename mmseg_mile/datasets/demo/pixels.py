@@ -23,8 +23,8 @@ def shaded(image: np.ndarray, shade: np.ndarray) -> np.ndarray:
 
 def mixed(image: np.ndarray, color: Color, share: np.ndarray) -> np.ndarray:
     """Replace the (H, W) ``share`` of an image by a colour."""
-    color = (*color, 0.)
-    return cv2.add(shaded(cv2.subtract(image, color), 1 - share), color)
+    scalar = (*color, 0.)
+    return cv2.add(shaded(cv2.subtract(image, scalar), 1 - share), scalar)
 
 
 def lit(color: np.ndarray, shade: np.ndarray, light: Color) -> np.ndarray:

@@ -44,17 +44,18 @@ class Buffers:
     @functools.cached_property
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Mask of window pixels, and one number per window."""
-        return window_grid(self.of('facade'), self.part, self.along, self.y,
-                           self.z)
+        return window_grid(
+            self.of('facade'), self.part, self.along, self.y, self.z)
 
     def of(self, *materials: str) -> np.ndarray:
         """Mask of the given materials."""
         return self.by_material(dict.fromkeys(materials, 1), np.uint8) > 0
 
-    def by_material(self, values: Mapping[str, float],
+    def by_material(self,
+                    values: Mapping[str, float],
                     dtype: type = np.float32) -> np.ndarray:
         """Look up a value for each pixel's material; 0 if it is missing."""
-        table = np.zeros(256, dtype)
+        table: np.ndarray = np.zeros(256, dtype)
         for name, value in values.items():
             table[MATERIALS.index(name)] = value
         return cv2.LUT(self.material, table)
@@ -86,10 +87,16 @@ def paint_buffers(sketch: Sketch, scale: int = OVERSAMPLING) -> Buffers:
     x = (columns - camera.center_x) * z / camera.focal
     y = camera.mount + (camera.horizon - rows) * z / camera.focal
     return Buffers(
-        sketch, scale, part,
+        sketch,
+        scale,
+        part,
         material=gather([MATERIALS.index(p.paint.material) for p in parts],
                         np.uint8),
-        surface=surface, x=x, y=y, z=z, along=np.where(wall, z, x),
+        surface=surface,
+        x=x,
+        y=y,
+        z=z,
+        along=np.where(wall, z, x),
         color=gather([p.paint.color for p in parts], np.float32),
         heat=gather([p.paint.heat for p in parts], np.float32),
         glow=gather([p.paint.glow for p in parts], np.float32))

@@ -37,10 +37,11 @@ def _clear(buffers: Buffers, rng: np.random.Generator) -> np.ndarray:
     overcast = rng.random() < .45
     light = Daylight(
         zenith=(.70, .78, .86) if overcast else (.52, .68, .88),
-        rim=(.88, .90, .90), ambient=(.62 * bright, ) * 3 if overcast
-        else (.42 * bright, .46 * bright, .52 * bright),
-        sun=(.36 * bright, ) * 3 if overcast
-        else (.72 * bright, .68 * bright, .58 * bright),
+        rim=(.88, .90, .90),
+        ambient=(.62 * bright, ) * 3 if overcast else
+        (.42 * bright, .46 * bright, .52 * bright),
+        sun=(.36 * bright, ) * 3 if overcast else
+        (.72 * bright, .68 * bright, .58 * bright),
         sun_side=0 if overcast else int(rng.choice([-1, 1])),
         clouds=.9 if overcast else rng.uniform(0, .6))
     image = light_by_day(textured(buffers, rng), buffers, light, rng)
@@ -61,8 +62,8 @@ def _fog(buffers: Buffers, rng: np.random.Generator) -> np.ndarray:
 
 def _rain(buffers: Buffers, rng: np.random.Generator) -> np.ndarray:
     level = rng.uniform(.60, .86)
-    image = light_by_day(textured(buffers, rng) * .9, buffers,
-                         _overcast(level), rng)
+    image = light_by_day(
+        textured(buffers, rng) * .9, buffers, _overcast(level), rng)
     image = wet_road(image, buffers, rng.uniform(.35, .65), rng)
     image = add_fog(image, buffers.z, rng.uniform(.005, .013),
                     (level * .92, level * .97, level * 1.04))
@@ -80,9 +81,9 @@ def _snow(buffers: Buffers, rng: np.random.Generator) -> np.ndarray:
 
 def _night(buffers: Buffers, rng: np.random.Generator) -> np.ndarray:
     warm = rng.uniform(.35, .75)
-    image = light_by_night(textured(buffers, rng), buffers,
-                           rng.uniform(.03, .08), rng,
-                           (1., .5 + .45 * warm, warm))
+    image = light_by_night(
+        textured(buffers, rng), buffers, rng.uniform(.03, .08), rng,
+        (1., .5 + .45 * warm, warm))
     return bloom(image * rng.uniform(.8, 1.15), buffers, 5., 1.1)
 
 
@@ -121,8 +122,8 @@ def _indian(buffers: Buffers, rng: np.random.Generator) -> np.ndarray:
     dust = rng.uniform(0, 1)
     light = Daylight((.74, .80, .84 - .1 * dust), (.93, .90, .86 - .1 * dust),
                      (.52, .49, .46 - .06 * dust),
-                     (.58, .53, .46 - .08 * dust),
-                     int(rng.choice([-1, 0, 1])), rng.uniform(.3, .9))
+                     (.58, .53, .46 - .08 * dust), int(rng.choice([-1, 0, 1])),
+                     rng.uniform(.3, .9))
     image = light_by_day(textured(buffers, rng), buffers, light, rng)
     return add_fog(image, buffers.z, rng.uniform(.004, .013),
                    (.88, .83, .77 - .12 * dust))
@@ -164,9 +165,9 @@ def render(buffers: Buffers, condition: str,
     """
     light, sensor = CONDITIONS[condition]
     camera = buffers.sketch.camera
-    image = cv2.resize(np.clip(light(buffers, rng), 0., 1.5),
-                       (camera.width, camera.height),
-                       interpolation=cv2.INTER_AREA)
+    image = cv2.resize(
+        np.clip(light(buffers, rng), 0., 1.5), (camera.width, camera.height),
+        interpolation=cv2.INTER_AREA)
     return _expose(image, sensor, rng)
 
 

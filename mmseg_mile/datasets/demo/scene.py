@@ -10,10 +10,10 @@ import numpy as np
 from . import furniture
 from .camera import Camera
 from .cycles import draw_cycle
-from .street_styles import StreetStyle
 from .people import draw_animal, draw_person
 from .sketch import Sketch
 from .street import draw_hood, draw_street
+from .street_styles import StreetStyle
 from .vehicles import draw_cart, draw_vehicle
 
 _LANE = 3.3
@@ -44,7 +44,9 @@ def sample_scene(rng: np.random.Generator, size: tuple[int, int],
     """
     height, width = size
     camera = Camera(
-        height, width, focal=width * rng.uniform(*style.focal),
+        height,
+        width,
+        focal=width * rng.uniform(*style.focal),
         center_x=width * rng.uniform(.42, .58),
         horizon=height * rng.uniform(*style.horizon),
         mount=rng.uniform(*style.mount))
@@ -72,8 +74,9 @@ def _depth(rng: np.random.Generator, near: float, far: float) -> float:
     return float(near * (far / near)**(rng.random()**1.3))
 
 
-def _place_roadside(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
-                    lines: dict, placed: list) -> None:
+def _place_roadside(sketch: Sketch, style: StreetStyle,
+                    rng: np.random.Generator, lines: dict,
+                    placed: list) -> None:
     for kind, draw, reach in _ROADSIDE:
         for _ in range(_number(style, rng, kind)):
             side = int(rng.choice([-1, 1]))
@@ -91,16 +94,17 @@ def _place_roadside(sketch: Sketch, style: StreetStyle, rng: np.random.Generator
         placed.append((z, partial(furniture.draw_barrier, sketch, rng, x, z)))
 
 
-def _place_traffic(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
-                   lines: dict, placed: list) -> None:
+def _place_traffic(sketch: Sketch, style: StreetStyle,
+                   rng: np.random.Generator, lines: dict,
+                   placed: list) -> None:
     """Fill the lanes so that no two vehicles stand in one another."""
     own = 1 if style.right_hand else -1
     taken: list[tuple[float, float, float]] = []
 
     def free(x: float, z: float, length: float) -> bool:
-        clash = any(abs(x - other) < 2.3 and z < end + 1.5
-                    and start < z + length + 1.5
-                    for other, start, end in taken)
+        clash = any(
+            abs(x - other) < 2.3 and z < end + 1.5 and start < z + length + 1.5
+            for other, start, end in taken)
         if not clash:
             taken.append((x, z, z + length))
         return not clash
@@ -110,9 +114,10 @@ def _place_traffic(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
         x, z = side * (lines[side][0] - 1.1), _depth(rng, 6., 45.)
         # A narrow road leaves no room to park beside the own lane.
         if abs(x) > 2.2 and free(x, z, 4.5):
-            placed.append((z, partial(
-                draw_vehicle, sketch, rng, 'car', x, z,
-                bool(side != own), False)))
+            oncoming = bool(side != own)
+            placed.append((z,
+                           partial(draw_vehicle, sketch, rng, 'car', x, z,
+                                   oncoming, False)))
     lanes = _lanes(sketch, own)
     for kind, near in (('autorickshaw', 5.5), ('bus', 13.), ('truck', 11.),
                        ('car', 7.)):
@@ -122,8 +127,9 @@ def _place_traffic(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
             length = 11. if kind == 'bus' else 7. if kind == 'truck' else 4.5
             if free(x, z, length):
                 oncoming = bool(lane * own < -1.)
-                placed.append((z, partial(draw_vehicle, sketch, rng, kind, x,
-                                          z, oncoming)))
+                placed.append(
+                    (z, partial(draw_vehicle, sketch, rng, kind, x, z,
+                                oncoming)))
 
 
 def _lanes(sketch: Sketch, own: int) -> list[float]:
@@ -141,11 +147,13 @@ def _place_people(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
             side = int(rng.choice([-1, 1]))
             ridden = bool(rng.random() < .72)
             kerb = lines[side][0]
-            x = side * (rng.uniform(1.6, max(kerb - .4, 1.7)) if ridden
-                        else kerb + rng.uniform(.5, 1.2))
+            if ridden:
+                x = side * rng.uniform(1.6, max(kerb - .4, 1.7))
+            else:
+                x = side * (kerb + rng.uniform(.5, 1.2))
             z = _depth(rng, 5., 20.)
-            placed.append((z, partial(draw_cycle, sketch, rng, kind, x, z,
-                                      ridden)))
+            placed.append(
+                (z, partial(draw_cycle, sketch, rng, kind, x, z, ridden)))
     for _ in range(_number(style, rng, 'person')):
         side = int(rng.choice([-1, 1]))
         kerb, line = lines[side]

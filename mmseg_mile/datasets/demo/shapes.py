@@ -6,6 +6,7 @@ import functools
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @functools.cache
@@ -19,14 +20,22 @@ def box(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
 
 
-def ellipse(x: float, y: float, rx: float, ry: float,
+def ellipse(x: float,
+            y: float,
+            rx: float,
+            ry: float,
             corners: int = 14) -> np.ndarray:
     """Ellipse around (x, y)."""
     return _circle(corners) * (rx, ry) + (x, y)
 
 
-def blob(rng: np.random.Generator, x: float, y: float, rx: float, ry: float,
-         corners: int = 18, rough: float = 0.16) -> np.ndarray:
+def blob(rng: np.random.Generator,
+         x: float,
+         y: float,
+         rx: float,
+         ry: float,
+         corners: int = 18,
+         rough: float = 0.16) -> np.ndarray:
     """Ellipse with a ragged edge: crowns, bushes, smoke."""
     outline = ellipse(0., 0., rx, ry, corners)
     outline *= 1 + rough * rng.uniform(-1, 1, (corners, 1))
@@ -43,7 +52,9 @@ def limb(start: tuple[float, float], end: tuple[float, float],
                      [x1 + dx, y1 + dy], [x0 + dx, y0 + dy]])
 
 
-def placed(points: np.ndarray, x: float, scale: tuple[float, float],
+def placed(points: ArrayLike,
+           x: float,
+           scale: tuple[float, float],
            y: float = 0.) -> np.ndarray:
     """Stretch a unit outline and move it to (x, y)."""
     return np.asarray(points, float) * scale + (x, y)

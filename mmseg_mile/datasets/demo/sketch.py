@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .camera import Camera
 
@@ -49,6 +50,7 @@ class Part:
     distance: float
     paint: Paint
 
+
 @dataclass
 class Sketch:
     """The parts of one scene in painting order, and its street lamps."""
@@ -65,28 +67,28 @@ class Sketch:
         outline = self.camera.project(across, 0., ahead)
         self._add(label, outline, 'ground', 0., paint)
 
-    def wall(self, label: str | None, x: float, points: np.ndarray,
+    def wall(self, label: str | None, x: float, points: ArrayLike,
              paint: Paint) -> None:
         """Add a polygon of (z, y) points in a plane along the street."""
         points = np.asarray(points, float)
         outline = self.camera.project(x, points[:, 1], points[:, 0])
         self._add(label, outline, 'wall', abs(x), paint)
 
-    def upright(self, label: str | None, z: float, points: np.ndarray,
+    def upright(self, label: str | None, z: float, points: ArrayLike,
                 paint: Paint) -> None:
         """Add a polygon of (x, y) points in a plane across the street."""
         points = np.asarray(points, float)
         outline = self.camera.project(points[:, 0], points[:, 1], z)
         self._add(label, outline, 'upright', z, paint)
 
-    def hull(self, label: str | None, z: float, points: np.ndarray,
+    def hull(self, label: str | None, z: float, points: ArrayLike,
              paint: Paint) -> None:
         """Add the outline of a convex body given by (x, y, z) points."""
         flat = self.camera.project(*np.asarray(points, float).T)
         outline = cv2.convexHull(flat.astype(np.float32))[:, 0]
         self._add(label, outline, 'upright', z, paint)
 
-    def screen(self, label: str | None, points: np.ndarray, surface: str,
+    def screen(self, label: str | None, points: ArrayLike, surface: str,
                paint: Paint) -> None:
         """Add a polygon of image points: the sky or the own bonnet."""
         distance = SKY_DISTANCE if surface == 'sky' else 1.
@@ -115,8 +117,8 @@ def _clip(outline: np.ndarray, width: int, height: int) -> np.ndarray:
             before = gap[i - 1]
             if (here >= 0) != (before >= 0):
                 share = before / (before - here)
-                kept.append(outline[i - 1]
-                            + share * (outline[i] - outline[i - 1]))
+                step = outline[i] - outline[i - 1]
+                kept.append(outline[i - 1] + share * step)
             if here >= 0:
                 kept.append(outline[i])
         if len(kept) < 3:

@@ -59,8 +59,7 @@ def save_image(path: Path, image: np.ndarray) -> None:
     Raises:
         ValueError: If OpenCV cannot encode the image.
     """
-    options = ([cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == '.jpg'
-               else [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == '.jpg' else []
     done, data = cv2.imencode(path.suffix, image, options)
     if not done:
         raise ValueError(f'cannot encode {path} as {path.suffix!r}; use .png '

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .furniture import draw_bush, draw_tree, jitter
-from .street_styles import StreetStyle
+from .furniture import dimmed, draw_bush, draw_tree, jitter
 from .shapes import box
 from .sketch import Paint, Sketch
+from .street_styles import StreetStyle
 
 FAR = 95.
 _NEAR = 1.5
@@ -64,13 +64,13 @@ def draw_hood(sketch: Sketch, style: StreetStyle,
         x = np.linspace(-4, width + 4, 17)
         arch = top + height * .03 * np.sin(x / width * 5 + rng.uniform(0, 6))
         paint = Paint('hood', (.17, .14, .12), 8.)
-    outline = np.concatenate([
-        np.stack([x, arch], axis=1),
-        [[width + 4, height + 4], [-4, height + 4]]])
+    corners = [[width + 4, height + 4], [-4, height + 4]]
+    outline = np.concatenate([np.stack([x, arch], axis=1), corners])
     sketch.screen('ego vehicle', outline, 'hood', paint)
 
 
-def _road_edges(style: StreetStyle, rng: np.random.Generator) -> dict[int, float]:
+def _road_edges(style: StreetStyle,
+                rng: np.random.Generator) -> dict[int, float]:
     lanes = int(rng.integers(style.lanes[0], style.lanes[1] + 1))
     outer = int(rng.integers(0, max(lanes // 2, 1)))
     near = 1.6 + outer * _LANE + rng.uniform(.2, 2.2)
@@ -99,8 +99,7 @@ def _draw_backdrop(sketch: Sketch, rng: np.random.Generator) -> None:
 
 
 def _draw_margin(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
-                 side: int, kerb: float,
-                 paved: bool) -> tuple[float, float]:
+                 side: int, kerb: float, paved: bool) -> tuple[float, float]:
     width = rng.uniform(*style.sidewalk)
     line = kerb + width
     if rng.random() < style.verge_chance:
@@ -117,17 +116,23 @@ def _draw_margin(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
     return kerb, line
 
 
-def _strip(sketch: Sketch, label: str, side: int, x0: float, x1: float,
-           paint: Paint, z: tuple[float, float] = (_NEAR, 400)) -> None:
-    sketch.strip(label, tuple(sorted((side * x0, side * x1))), z, paint)
+def _strip(sketch: Sketch,
+           label: str,
+           side: int,
+           x0: float,
+           x1: float,
+           paint: Paint,
+           z: tuple[float, float] = (_NEAR, 400)) -> None:
+    left, right = sorted((side * x0, side * x1))
+    sketch.strip(label, (left, right), z, paint)
 
 
 def _draw_markings(sketch: Sketch, style: StreetStyle,
                    rng: np.random.Generator) -> None:
     left, right = sketch.road
     white = Paint('marking', (.82, .82, .80), 5.)
-    middle = Paint('marking', (.80, .66, .22), 5.) if (
-        style.hood == 'dashboard') else white
+    yellow = Paint('marking', (.80, .66, .22), 5.)
+    middle = yellow if style.hood == 'dashboard' else white
     if style.sidewalk_chance < .5 and rng.random() < .5:
         return  # worn away
     divider = -1.65 if style.right_hand else 1.65
@@ -162,22 +167,23 @@ def _draw_blocks(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
             _strip(sketch, 'road', side, kerb - .1, 60.,
                    Paint('asphalt', _ASPHALT, 6.), z)
             continue
-        draw = dict(building=_building, park=_park, wall=_wall,
-                    fence=_fence)[chosen[i]]
+        draw = dict(
+            building=_building, park=_park, wall=_wall,
+            fence=_fence)[chosen[i]]
         draw(sketch, style, rng, side * line, z)
 
 
 def _building(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
               x: float, z: tuple[float, float]) -> None:
-    height = 1. + 3.1 * int(rng.integers(style.storeys[0],
-                                         style.storeys[1] + 1))
+    height = 1. + 3.1 * int(
+        rng.integers(style.storeys[0], style.storeys[1] + 1))
     color = jitter(rng, style.facades[rng.integers(len(style.facades))], .05)
     paint = Paint('facade', color, 2.)
     outer = x + np.sign(x) * rng.uniform(8, 14)
     gable = sorted((x, outer))
     # The face towards the camera first: the street side hides its edge.
     sketch.upright('building', z[0], box(gable[0], 0, gable[1], height),
-                   paint._replace(color=tuple(.85 * c for c in color)))
+                   paint._replace(color=dimmed(color, .85)))
     sketch.wall('building', x, box(z[0], 0, z[1], height), paint)
     if rng.random() < .35:
         ridge = height + rng.uniform(1.2, 3.)
@@ -191,8 +197,8 @@ def _building(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
                     Paint('sign', awning, 2., .25))
 
 
-def _park(sketch: Sketch, style: StreetStyle, rng: np.random.Generator, x: float,
-          z: tuple[float, float]) -> None:
+def _park(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
+          x: float, z: tuple[float, float]) -> None:
     side = np.sign(x)
     spots = sorted(rng.uniform(z[0], z[1], int(rng.integers(3, 6))))
     for spot in reversed(spots):
@@ -201,8 +207,8 @@ def _park(sketch: Sketch, style: StreetStyle, rng: np.random.Generator, x: float
         draw(sketch, rng, across, spot)
 
 
-def _wall(sketch: Sketch, style: StreetStyle, rng: np.random.Generator, x: float,
-          z: tuple[float, float]) -> None:
+def _wall(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
+          x: float, z: tuple[float, float]) -> None:
     _park(sketch, style, rng, x + np.sign(x) * 2., z)
     height = rng.uniform(1.7, 3.2)
     color = jitter(rng, (.55, .51, .46), .08)
@@ -213,8 +219,8 @@ def _wall(sketch: Sketch, style: StreetStyle, rng: np.random.Generator, x: float
                 Paint('concrete', color, 1.))
 
 
-def _fence(sketch: Sketch, style: StreetStyle, rng: np.random.Generator, x: float,
-           z: tuple[float, float]) -> None:
+def _fence(sketch: Sketch, style: StreetStyle, rng: np.random.Generator,
+           x: float, z: tuple[float, float]) -> None:
     if rng.random() < .5:
         _building(sketch, style, rng, x + np.sign(x) * 6., z)
     else:

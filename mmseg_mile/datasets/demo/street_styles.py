@@ -42,6 +42,7 @@ class StreetStyle:
     counts: dict[str, Range] = field(default_factory=dict)
 
 
+# yapf: disable
 GERMAN = StreetStyle(
     focal=(0.72, 0.86), horizon=(0.40, 0.46), mount=(1.3, 1.6),
     hood='bonnet', lanes=(2, 3), right_hand=True, sidewalk=(2.4, 4.0),
@@ -108,3 +109,4 @@ FREIBURG = StreetStyle(
                 motorcycle=(0, 1.), bicycle=(.6, 2.4), person=(2, 6),
                 tree=(1, 4), bush=(0, 2), pole=(2, 4), lamp=(1, 3),
                 light=(.3, 1.5), sign=(1, 2.6)))
+# yapf: enable

@@ -8,6 +8,7 @@ import numpy as np
 from .pixels import fraction, shaded
 from .raster import Buffers
 
+# yapf: disable
 # Strength of fine and of coarse grain by material.
 _GRAIN = dict(asphalt=(.10, .035), marking=(.10, .10), paving=(.08, .08),
               curb=(.08, .08), dirt=(.16, .20), grass=(.26, .24),
@@ -16,6 +17,7 @@ _GRAIN = dict(asphalt=(.10, .035), marking=(.10, .10), paving=(.08, .08),
               metal=(.05, .10), rubber=(.1, .1), skin=(.05, .05),
               cloth=(.12, .14), sign=(.05, .06), hood=(.03, .10),
               hill=(.14, .14))
+# yapf: enable
 _UPRIGHT = ('metal', 'cloth', 'foliage', 'concrete', 'facade')
 
 
@@ -68,8 +70,7 @@ def _joints(buffers: Buffers) -> np.ndarray:
     slab = (fraction(buffers.x / .9) < .08) | (fraction(buffers.z / .9) < .08)
     dark[slab & near & buffers.of('paving')] = .78
     course = np.floor(level)
-    stone = (level - course < .13) | (
-        fraction(along / .9 + .5 * course) < .06)
+    stone = (level - course < .13) | (fraction(along / .9 + .5 * course) < .06)
     dark[stone & near & buffers.of('concrete')] = .80
     wood = near & buffers.of('wood')
     dark[wood & (fraction(buffers.y / .8) < .12)] = .75

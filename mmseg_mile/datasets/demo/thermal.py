@@ -16,11 +16,13 @@ from .texture import noise
 # Counts per degree, and counts of air at 8 degrees.
 _GAIN, _ZERO, _ZERO_DEGREES = 62., 22450., 8.
 _BLOOD, _AIR_AT_FULL_HEAT = 31., 8.
+# yapf: disable
 # Degrees that full sunshine adds.
 _SUNSHINE = dict(asphalt=11., marking=8., paving=9., curb=8., dirt=11.,
                  grass=3., facade=5., foliage=0., bark=2., wood=6.,
                  concrete=5., metal=3., rubber=5., sign=3., hood=4., cloth=2.,
                  hill=1.)
+# yapf: enable
 # Real frames are 1920 wide, and warping leaves these columns without data.
 _FRAME_WIDTH, _FIRST, _LAST = 1920, 300, 1710
 
@@ -46,9 +48,9 @@ def render_thermal(buffers: Buffers, night: bool,
     camera = buffers.sketch.camera
     air = rng.normal(7., 2.) if night else rng.normal(18., 2.5)
     degrees = _scene_degrees(buffers, air, night, rng)
-    counts = _ZERO + _GAIN * (degrees - _ZERO_DEGREES)
-    counts = cv2.resize(counts, (camera.width, camera.height),
-                        interpolation=cv2.INTER_AREA)
+    counts: np.ndarray = _ZERO + _GAIN * (degrees - _ZERO_DEGREES)
+    counts = cv2.resize(
+        counts, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
     counts = _sensor(counts, rng)
     first, last = valid_columns(camera.width)
     counts[:, :first] = 0
@@ -101,8 +103,8 @@ def _sky(buffers: Buffers, night: bool,
 
 def _sensor(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Soft optics, drifting offset, uneven columns, pixel noise."""
-    counts = cv2.GaussianBlur(counts, (0, 0), .7)
-    counts += rng.normal(0, 60.)
-    counts += rng.normal(0, 5., (1, counts.shape[1]))
-    counts += rng.normal(0, 10., counts.shape)
-    return np.rint(np.clip(counts, 20800, 27000)).astype(np.uint16)
+    seen: np.ndarray = cv2.GaussianBlur(counts, (0, 0), .7)
+    seen += rng.normal(0, 60.)
+    seen += rng.normal(0, 5., (1, seen.shape[1]))
+    seen += rng.normal(0, 10., seen.shape)
+    return np.rint(np.clip(seen, 20800, 27000)).astype(np.uint16)

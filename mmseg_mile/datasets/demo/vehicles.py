@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .furniture import Color, jitter
+from .furniture import Color, dimmed, jitter
 from .shapes import box, ellipse, placed
 from .sketch import Paint, Sketch
 
@@ -14,6 +14,8 @@ _CAR_COLORS = ((.80, .80, .80), (.55, .56, .58), (.14, .14, .16),
                (.62, .12, .10), (.13, .20, .42), (.86, .86, .84),
                (.33, .35, .37), (.45, .40, .30))
 _ENGINE_HEAT, _TYRE_HEAT = 20., 13.
+
+Size = tuple[float, float, float]
 
 
 class Body(NamedTuple):
@@ -23,12 +25,13 @@ class Body(NamedTuple):
     the height of the roof from front to end as (share of length, height).
     """
     label: str
-    size: tuple[float, float, float]
+    size: Size
     face: tuple[tuple[float, float], ...]
     top: tuple[tuple[float, float], ...]
     window: tuple[float, float, float, float]
 
 
+# yapf: disable
 _CAR_FACE = ((-.5, .14), (-.5, .5), (-.46, .6), (-.37, .95), (-.3, 1.),
              (.3, 1.), (.37, .95), (.46, .6), (.5, .5), (.5, .14))
 _BOX_FACE = ((-.5, .12), (-.5, .97), (-.47, 1.), (.47, 1.), (.5, .97),
@@ -48,10 +51,15 @@ BODIES = dict(
                       ((0, .95), (.2, 1.), (.7, 1.), (1., .6)),
                       (-.32, .60, .32, .86)),
 )
+# yapf: enable
 
 
-def draw_vehicle(sketch: Sketch, rng: np.random.Generator, kind: str,
-                 x: float, z: float, oncoming: bool,
+def draw_vehicle(sketch: Sketch,
+                 rng: np.random.Generator,
+                 kind: str,
+                 x: float,
+                 z: float,
+                 oncoming: bool,
                  running: bool = True) -> None:
     """Draw one vehicle whose nearer end stands at (x, z).
 
@@ -69,8 +77,8 @@ def draw_vehicle(sketch: Sketch, rng: np.random.Generator, kind: str,
     color = _body_color(rng, kind)
     warm = 1. if running else .15
     sketch.strip(None, (x - width * .55, x + width * .55),
-                 (z - .1, z + length), Paint('asphalt', (.10, .10, .11),
-                                             9. * warm))
+                 (z - .1, z + length),
+                 Paint('asphalt', (.10, .10, .11), 9. * warm))
     _draw_sides(sketch, body, (width, height, length), x, z, oncoming, color,
                 warm)
     for side in (-.38, .38):
@@ -91,8 +99,7 @@ def draw_cart(sketch: Sketch, rng: np.random.Generator, x: float,
               z: float) -> None:
     """Hand cart: a vehicle of no class of its own."""
     for side in (-.6, .6):
-        sketch.upright('vehicle fallback', z,
-                       ellipse(x + side, .35, .34, .34),
+        sketch.upright('vehicle fallback', z, ellipse(x + side, .35, .34, .34),
                        Paint('rubber', (.10, .09, .08), 1.))
     sketch.upright('vehicle fallback', z, box(x - 1., .5, x + 1., .9),
                    Paint('wood', jitter(rng, (.42, .30, .18)), 0.))
@@ -102,31 +109,27 @@ def draw_cart(sketch: Sketch, rng: np.random.Generator, x: float,
 
 def _body_color(rng: np.random.Generator, kind: str) -> Color:
     if kind == 'autorickshaw':
-        return jitter(rng, ((.10, .34, .16), (.82, .68, .12))[
-            rng.integers(2)], .04)
+        return jitter(rng, ((.10, .34, .16), (.82, .68, .12))[rng.integers(2)],
+                      .04)
     if kind == 'bus':
-        return jitter(rng, ((.80, .66, .18), (.70, .14, .12),
-                            (.76, .76, .74), (.16, .34, .60))[
-                                rng.integers(4)])
+        return jitter(rng, ((.80, .66, .18), (.70, .14, .12), (.76, .76, .74),
+                            (.16, .34, .60))[rng.integers(4)])
     if kind == 'truck':
-        return jitter(rng, ((.72, .72, .70), (.64, .32, .12),
-                            (.18, .30, .50), (.40, .42, .30))[
-                                rng.integers(4)])
+        return jitter(rng, ((.72, .72, .70), (.64, .32, .12), (.18, .30, .50),
+                            (.40, .42, .30))[rng.integers(4)])
     return jitter(rng, _CAR_COLORS[rng.integers(len(_CAR_COLORS))], .04)
 
 
-def _draw_sides(sketch: Sketch, body: Body,
-                size: tuple[float, float, float], x: float, z: float,
+def _draw_sides(sketch: Sketch, body: Body, size: Size, x: float, z: float,
                 oncoming: bool, color: Color, warm: float) -> None:
     width, height, length = size
     profile = [(share if not oncoming else 1 - share, top)
                for share, top in body.top]
     points = [(x + side * width, (.16 if low else top) * height,
-               z + share * length)
-              for share, top in profile for side in (-.47, .47)
-              for low in (True, False)]
+               z + share * length) for share, top in profile
+              for side in (-.47, .47) for low in (True, False)]
     sketch.hull(body.label, z, np.array(points),
-                Paint('metal', tuple(.78 * c for c in color), 4. * warm))
+                Paint('metal', dimmed(color, .78), 4. * warm))
     if abs(x) < width * .6:
         return
     inner = x - np.sign(x) * width * .5
@@ -149,7 +152,11 @@ def _draw_face(sketch: Sketch, rng: np.random.Generator, body: Body,
                running: bool) -> None:
     width, height = size
 
-    def put(x0: float, y0: float, x1: float, y1: float, paint: Paint,
+    def put(x0: float,
+            y0: float,
+            x1: float,
+            y1: float,
+            paint: Paint,
             label: str | None = None) -> None:
         sketch.upright(label, z,
                        placed(box(x0, y0, x1, y1), x, (width, height)), paint)
@@ -162,11 +169,11 @@ def _draw_face(sketch: Sketch, rng: np.random.Generator, body: Body,
     for left in (-.47, .31):
         put(left, low, left + .16, high, Paint('lamp', tone, 7., glow))
     if oncoming and running:
-        put(-.24, low - .12, .24, high, Paint('metal', (.09, .09, .10),
-                                              _ENGINE_HEAT))
+        put(-.24, low - .12, .24, high,
+            Paint('metal', (.09, .09, .10), _ENGINE_HEAT))
     elif running:
         put(-.3, .14, -.08, .22, Paint('metal', (.1, .1, .1), _ENGINE_HEAT))
     if z < 25:
-        put(-.15, low - .16, .15, low - .05,
-            Paint('sign', (.85, .84, .78) if rng.random() < .7
-                  else (.85, .72, .2), 2., .05), 'license plate')
+        plate = (.85, .84, .78) if rng.random() < .7 else (.85, .72, .2)
+        put(-.15, low - .16, .15, low - .05, Paint('sign', plate, 2., .05),
+            'license plate')

@@ -36,8 +36,9 @@ def wet_road(image: np.ndarray, buffers: Buffers, strength: float,
     mirror = cv2.blur(image[rows], (3 * unit, 14 * unit))
     puddle = np.clip(.5 + .5 * noise(rng, buffers.shape, 14 * unit), 0., 1.)
     share = strength * (.65 + .35 * puddle)
-    share *= np.where(buffers.of('asphalt', 'marking'), 1.,
-                      np.where(buffers.of('paving', 'curb'), .55, 0.))
+    share *= np.where(
+        buffers.of('asphalt', 'marking'), 1.,
+        np.where(buffers.of('paving', 'curb'), .55, 0.))
     share = np.clip(share, 0., .9).astype(np.float32)
     dry = (1 - np.float32(.25) * (share > 0)) * (1 - share)
     return shaded(image, dry) + shaded(mirror, share)
@@ -57,7 +58,7 @@ def add_rain(image: np.ndarray, rng: np.random.Generator,
         cv2.line(streaks, (int(x), int(y)), end, rng.uniform(.10, .35), 1)
     image = mixed(image, (.85, ) * 3, streaks)
     blurred = cv2.GaussianBlur(image, (0, 0), 4. * unit)[::-1]
-    drops = np.zeros((height, width), np.float32)
+    drops: np.ndarray = np.zeros((height, width), np.float32)
     for _ in range(int(rng.integers(6, 22))):
         center = int(rng.integers(width)), int(rng.integers(height))
         axes = (int(rng.uniform(1, 3.2) * unit),
@@ -72,8 +73,8 @@ def lay_snow(color: np.ndarray, buffers: Buffers,
              rng: np.random.Generator) -> np.ndarray:
     """Cover what faces upwards; traffic keeps its tracks half clear."""
     unit = buffers.scale
-    patches = noise(rng, buffers.shape, 10 * unit) + .5 * noise(
-        rng, buffers.shape, 3 * unit)
+    patches = noise(rng, buffers.shape, 10 * unit)
+    patches += .5 * noise(rng, buffers.shape, 3 * unit)
     cover = np.zeros(buffers.shape, np.float32)
     amount = rng.uniform(-.2, .9)
     cover[buffers.of('grass', 'dirt', 'hill')] = .93
@@ -100,9 +101,9 @@ def add_flakes(image: np.ndarray, rng: np.random.Generator,
     height, width = image.shape[:2]
     for radius, share, blur in ((.5, .0022, .4), (1.1, .0007, .8),
                                 (2.4, .00012, 1.4)):
-        layer = np.zeros((height, width), np.float32)
-        for _ in range(int(height * width * share / unit**2
-                           * rng.uniform(.3, 1.5))):
+        layer: np.ndarray = np.zeros((height, width), np.float32)
+        for _ in range(
+                int(height * width * share / unit**2 * rng.uniform(.3, 1.5))):
             center = int(rng.integers(width)), int(rng.integers(height))
             cv2.circle(layer, center, max(int(radius * unit), 1),
                        rng.uniform(.4, .9), -1)

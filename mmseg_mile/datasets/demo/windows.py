@@ -13,8 +13,7 @@ _DICE = np.random.default_rng(0).random((4, 1024)).astype(np.float32)
 
 
 def window_grid(facade: np.ndarray, part: np.ndarray, along: np.ndarray,
-                y: np.ndarray,
-                z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Windows of the facades.
 
     Args:

@@ -19,8 +19,8 @@ from .snapshot import save_image, save_json, take
 Job = Callable[[], None]
 Size = tuple[int, int]
 ACDC_CONDITIONS = ('fog', 'night', 'rain', 'snow')
-_CITIES = dict(train=('aachen', 'bochum', 'hamburg'),
-               val=('frankfurt', 'lindau'))
+_CITIES = dict(
+    train=('aachen', 'bochum', 'hamburg'), val=('frankfurt', 'lindau'))
 _IDD_PARTS = (('IDD_Segmentation', '.png'), ('idd20kII', '.jpg'))
 
 
@@ -86,8 +86,9 @@ def plan_cityscapes(root: Path, num_train: int, num_val: int, size: Size,
         for index in range(number):
             city = _CITIES[split][index % len(_CITIES[split])]
             stem = f'{split}/{city}/{city}_{index:06d}_000019'
-            jobs.append(partial(_cityscapes_frame, root / 'cityscapes', stem,
-                                size, seed))
+            jobs.append(
+                partial(_cityscapes_frame, root / 'cityscapes', stem, size,
+                        seed))
     return jobs
 
 
@@ -102,25 +103,26 @@ def plan_acdc(root: Path, conditions: Sequence[str], num_train: int,
         first = 100 * (ACDC_CONDITIONS.index(condition) + 3)
         for split, number in (('train', num_train), ('val', num_val)):
             for index in range(number):
-                drive = first + 40 * (split == 'val') + index // 20
-                drive = f'GOPR{drive:04d}'
+                clip = first + 40 * (split == 'val') + index // 20
+                drive = f'GOPR{clip:04d}'
                 stem = (f'{condition}/{split}/{drive}/'
                         f'{drive}_frame_{30 * index + 41:06d}')
-                jobs.append(partial(_acdc_frame, root / 'acdc', stem,
-                                    wide_size(size), seed))
+                jobs.append(
+                    partial(_acdc_frame, root / 'acdc', stem, wide_size(size),
+                            seed))
     return jobs
 
 
 def plan_bdd100k(root: Path, num_train: int, num_val: int, size: Size,
                  seed: int) -> list[Job]:
     """Frames of :func:`write_bdd100k`."""
+    splits = (('train', num_train, 0), ('val', num_val, 0x100000))
     return [
         partial(_bdd100k_frame, root / 'bdd100k', split,
                 f'{0x3f2a0000 + 977 * index + offset:08x}-{index:08x}',
-                wide_size(size), seed)
-        for split, number, offset in (('train', num_train, 0),
-                                      ('val', num_val, 0x100000))
-        for index in range(number)]
+                wide_size(size), seed) for split, number, offset in splits
+        for index in range(number)
+    ]
 
 
 def plan_idd(root: Path, num_train: int, num_val: int, size: Size,
@@ -134,8 +136,9 @@ def plan_idd(root: Path, num_train: int, num_val: int, size: Size,
             stem = f'{split}/{drive}/frame{index:04d}'
             if part == 'IDD_Segmentation':
                 stem = f'{split}/{drive}/{index:06d}'
-            jobs.append(partial(_idd_frame, root / 'idd' / part, stem, suffix,
-                                wide_size(size), seed))
+            jobs.append(
+                partial(_idd_frame, root / 'idd' / part, stem, suffix,
+                        wide_size(size), seed))
     return jobs
 
 
@@ -151,8 +154,8 @@ def _cityscapes_frame(root: Path, stem: str, size: Size, seed: int) -> None:
     label = f'{root}/gtFine/{stem}_gtFine'
     save_json(Path(f'{label}_polygons.json'), annotation)
     save_image(Path(f'{label}_labelIds.png'), cityscapes_label_ids(annotation))
-    save_image(Path(f'{label}_labelTrainIds.png'),
-               cityscapes_train_ids(annotation))
+    save_image(
+        Path(f'{label}_labelTrainIds.png'), cityscapes_train_ids(annotation))
 
 
 def _acdc_frame(root: Path, stem: str, size: Size, seed: int) -> None:

@@ -6,6 +6,7 @@ from typing import Optional
 
 import numpy as np
 from mmcv.transforms import BaseTransform
+
 from mmseg.registry import TRANSFORMS
 
 

@@ -8,6 +8,7 @@ import cv2
 import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
+
 from mmseg.registry import TRANSFORMS
 
 
@@ -83,8 +84,8 @@ def decode_single_channel(data: bytes, path: str) -> np.ndarray:
         ValueError: If ``data`` is no image, or its channels differ.
     """
     # cv2 refuses an empty buffer with an error that names no file.
-    values = cv2.imdecode(
-        np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    values = cv2.imdecode(np.frombuffer(data, np.uint8),
+                          cv2.IMREAD_UNCHANGED) if data else None
     if values is None:
         raise ValueError(
             f'cannot decode image {path!r} ({len(data)} bytes); copy or '

@@ -9,7 +9,6 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import EMAHook
 from mmengine.runner import BaseLoop, Runner, set_random_seed
 from torch import nn
 
@@ -21,7 +20,8 @@ from mmseg_mile.structures import Task
 from ..hooks import FiniteLossHook, StreamProgressHook
 from ..provenance import provenance
 from ..task_data import TaskData
-from ..task_evaluator import TaskScore, evaluate_forced, evaluate_task
+from ..task_evaluator import TaskScore, cross_experts, evaluate_task
+from .stream_checks import check_runner, check_schedule
 from .task_training import bare_model, train_task
 
 
@@ -80,9 +80,16 @@ class IncrementalTaskLoop(BaseLoop):
         self.max_prototype_images = max_prototype_images
         self.cross_experts = cross_experts
         self.model: ContinualSegmentor = bare_model(runner)
-        self._check_runner()
+        check_runner(
+            runner, self.model,
+            {
+                'train_dataloader': dataloader,
+                'train_cfg.val_dataloader': self.val_dataloader
+            })
         self.data = TaskData(tasks, data_root, max_iters, num_checked)
         self.tasks: List[Task] = self.data.tasks
+        self.model.check_stream(self.tasks)
+        check_schedule(runner.cfg.get('param_scheduler'), self.tasks)
         self.work_dir = Path(runner.work_dir)
         self.results = StreamResults.new(
             stream, method or self.model.METHOD, runner.seed,
@@ -91,8 +98,9 @@ class IncrementalTaskLoop(BaseLoop):
         # what runner.train() asks of a loop before it starts
         self.iter, self.epoch = 0, 0
         self.max_iters, self.max_epochs = max_iters, 1
-        for hook in (FiniteLossHook(), StreamProgressHook()):
-            runner.register_hook(hook)
+        for kind in (FiniteLossHook, StreamProgressHook):
+            if not any(isinstance(h, kind) for h in runner.hooks):
+                runner.register_hook(kind())
 
     def run(self) -> nn.Module:
         """Learn the stream; finished steps of an earlier run are kept."""
@@ -115,18 +123,22 @@ class IncrementalTaskLoop(BaseLoop):
             ValueError: If there are results but no ``--resume``, or results
                 of another stream, method or seed.
         """
-        path = self.work_dir / 'results.json'
-        if not path.exists():
-            return 0
-        if not self.runner.cfg.get('resume'):
+        found = [self.work_dir / n for n in ('results.json', 'library')]
+        found = [path for path in found if path.exists()]
+        if found and not self.runner.cfg.get('resume'):
             raise ValueError(
-                f'{path} holds finished tasks: add --resume to go on from '
+                f'{found[0]} holds finished tasks: add --resume to go on from '
                 'them, or choose another --work-dir.')
-        return self.load(self.work_dir)
+        if found and found[0].name == 'results.json':
+            return self.load(self.work_dir)
+        return 0
 
     def load(self, work_dir: Path) -> int:
         """Take up what a run left in ``work_dir``; see :meth:`restore`."""
         path = work_dir / 'results.json'
+        if not path.exists():
+            raise ValueError(f'{path} does not exist: give the work dir of a '
+                             'run that has finished at least one task.')
         old, new = StreamResults.load(path), self.results
         names = ['stream', 'method']
         if self.runner.cfg.get('randomness', {}).get('seed') is not None:
@@ -211,17 +223,6 @@ class IncrementalTaskLoop(BaseLoop):
             self.runner.logger.info('\n' + table(self.results))
         self.runner.call_hook('after_stream', results=self.results)
 
-    def _check_runner(self) -> None:
-        if not isinstance(self.model, ContinualSegmentor):
-            raise ValueError(
-                'IncrementalTaskLoop trains a ContinualSegmentor such as '
-                f'ExpertSegmentor, got model.type '
-                f'{type(self.model).__name__!r}')
-        if any(isinstance(h, EMAHook) for h in self.runner.hooks):
-            raise ValueError(
-                'EMAHook averages one fixed set of weights, but every task '
-                'trains another: remove it from custom_hooks')
-
     def _evaluate(self, task: Task) -> TaskScore:
         loader = self.data.val_loader(self.runner, task, self.val_dataloader)
         return evaluate_task(self.runner, self.model, task, loader)
@@ -235,23 +236,27 @@ class IncrementalTaskLoop(BaseLoop):
                 float(np.trace(confusion) / total), confusion)
 
     def _force_experts(self) -> Optional[np.ndarray]:
-        names = self.model.expert_names
+        """mIoU of every task with every expert; kept from an earlier run."""
+        names = list(self.model.expert_names)
         if len(names) < 2:
             return None
-        own = self.results.miou['oracle'][len(names) - 1]
-        matrix = np.diag(own[:len(names)])
-        for row, task in enumerate(self.tasks):
-            loader = self.data.val_loader(self.runner, task,
-                                          self.val_dataloader)
-            for column, expert in enumerate(names):
-                if column != row:
-                    matrix[row, column] = evaluate_forced(
-                        self.model, task, loader, expert)
-        if is_main_process():
-            write_json(self.work_dir / 'cross_expert_miou.json',
-                       dict(tasks=list(names), miou=matrix.tolist()))
-        self.runner.logger.info('\n' + cross_expert_table(
-            list(names), matrix))
+        path = self.work_dir / 'cross_expert_miou.json'
+        known = read_json(path) if path.exists() else {}
+        # equal label maps of every expert on its own task: the same experts
+        digests = self.digests.get(names[-1])
+        if digests and known.get('digests') == digests:
+            matrix = np.array(known['miou'], dtype=float)
+        else:
+            matrix = cross_experts(
+                self.model, self.tasks,
+                lambda task: self.data.val_loader(self.runner, task, self.
+                                                  val_dataloader))
+            own = self.results.miou['oracle'][len(names) - 1]
+            np.fill_diagonal(matrix, own[:len(names)])
+            if is_main_process():
+                write_json(path, dict(tasks=names, miou=matrix.tolist(),
+                                      digests=digests))
+        self.runner.logger.info('\n' + cross_expert_table(names, matrix))
         return matrix
 
     def _keep(self, index: int, task: Task, seconds: float) -> None:
@@ -268,7 +273,9 @@ class IncrementalTaskLoop(BaseLoop):
         times = self.results.train_seconds.copy()
         times[index] = seconds
         base = sum(p.numel() for p in self.model.backbone.parameters())
-        self.results.set_cost(base, self.model.expert_costs(library), times)
+        # the files are there once the main process has written them
+        costs = self.model.expert_costs(library) if is_main_process() else []
+        self.results.set_cost(base, costs, times)
         self.results.set_provenance(**origin)
         self._save()
 

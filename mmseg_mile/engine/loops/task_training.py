@@ -7,7 +7,7 @@ import copy
 from pathlib import Path
 from typing import Any, Iterator
 
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, IterTimerHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -38,6 +38,8 @@ def train_task(runner: Runner, loader: DataLoader, max_iters: int,
         runner.model = runner.wrap_model(
             runner.cfg.get('model_wrapper_cfg'), model)
         config = copy.deepcopy(runner.cfg)
+        # scale_lr refuses to run beside the schedulers of the last task
+        runner.param_schedulers = None
         runner.optim_wrapper = runner.build_optim_wrapper(
             config.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
@@ -60,11 +62,18 @@ def _hosted(runner: Runner, loop: IterBasedTrainLoop,
     runner._train_loop, runner._work_dir = loop, str(folder)
     folder.mkdir(parents=True, exist_ok=True)
     runner.message_hub.runtime_info.pop('keep_ckpt_ids', None)
+    # a hook would go on writing to the folder of the first task
+    out_dirs = [(h, h.out_dir) for h in runner.hooks
+                if isinstance(h, CheckpointHook)]
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
-            # it would go on writing to the folder of the first task
-            hook.out_dir, hook.last_ckpt = None, None
+            hook.last_ckpt = None
+        if isinstance(hook, IterTimerHook):
+            # the time left of this task follows from its own iterations
+            hook.time_sec_tot = 0
     try:
         yield
     finally:
+        for hook, out_dir in out_dirs:
+            hook.out_dir = out_dir
         runner._train_loop, runner._work_dir = outer, work_dir

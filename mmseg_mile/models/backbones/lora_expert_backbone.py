@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Union
 
 import torch
 from mmcv.cnn import is_norm
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from mmseg.registry import MODELS
 from mmseg_mile.structures import Expert, Routing, check_task_name
 from ..lora import (Adapter, AdapterLibrary, LoRAInjection, check_lora_config,
                     lora_scaling, replace_attention, resolve_targets)
+from .base_weights import (PretrainedCheck, accept_stock_keys, fingerprint,
+                           load_strictly)
 
 Target = Union[str, Mapping[str, float], Routing]
-Features = Sequence[Tensor]
+Features = Union[Sequence[Tensor], Tensor]
 
 
 @MODELS.register_module()
@@ -72,10 +73,9 @@ class LoRAExpertBackbone(BaseModule):
         self._injection: Optional[LoRAInjection] = None
         self._training_name: Optional[str] = None
         self._base_trains = False
-        self._active: Optional[Target] = None
-        self._loaded_missing: List[str] = []
-        self.register_load_state_dict_pre_hook(_accept_stock_keys)
-        self.backbone.register_load_state_dict_post_hook(self._note_missing)
+        self._active: Union[None, Mapping[str, float], Routing] = None
+        self._pretrained = PretrainedCheck(self.backbone)
+        self.register_load_state_dict_pre_hook(accept_stock_keys)
 
     def init_weights(self) -> None:
         """Load or draw the base's weights.
@@ -84,42 +84,29 @@ class LoRAExpertBackbone(BaseModule):
             ValueError: If a pretrained checkpoint was configured and leaves
                 weights of the backbone unset.
         """
-        self._loaded_missing = []
+        self._pretrained.forget()
         super().init_weights()
         self.backbone.requires_grad_(False)
-        pretrained = (self.backbone.init_cfg or {})
-        if isinstance(pretrained, dict) and self._loaded_missing and (
-                pretrained.get('type') == 'Pretrained'):
-            raise ValueError(
-                f'backbone.init_cfg.checkpoint {pretrained["checkpoint"]!r} '
-                f'does not fit {type(self.backbone).__name__}: it lacks '
-                f'{len(self._loaded_missing)} weights, for example '
-                f'{self._loaded_missing[:3]}. Give the checkpoint of this '
-                'backbone, with its bare keys or a `prefix`.')
-
-    # -- experts ---------------------------------------------------------
+        self._pretrained.check()
 
     def add_expert(self, name: str, init_from: Optional[str] = None) -> None:
         """Create an expert that equals the base, or a copy of another.
 
         Raises:
-            ValueError: If the name is taken, or ``init_from`` unknown.
+            ValueError: If the name is taken, or ``init_from`` does not fit.
         """
         if check_task_name(name) in self.experts:
             raise ValueError(f'expert {name!r} exists already; experts: '
                              f'{list(self.experts.names)}')
         if init_from is not None:
             source = self.experts[init_from]
-            self.experts[name] = Adapter(
-                {k: v.clone() for k, v in source.lora.items()},
-                {k: v.clone() for k, v in source.norm.items()},
-                source.scaling)
+            source.check_settings(init_from, self.targets, self.lora_config,
+                                  self.train_norm)
+            self.experts[name] = source.clone()
             return
         injection = self._inject()
         injection.detach()
-        self.experts[name] = Adapter(injection.lora_state(),
-                                     injection.norm_state(),
-                                     lora_scaling(self.lora_config))
+        self.experts[name] = injection.adapter()
 
     def load_expert(self, expert: Expert) -> None:
         """Take over the adapter of a stored expert.
@@ -136,19 +123,22 @@ class LoRAExpertBackbone(BaseModule):
                 f'{mine[:16]}: load the base it was trained on, or train '
                 'the expert again.')
         device = next(self.backbone.parameters()).device
-        self.experts[expert.name] = Adapter(
-            {k: v.to(device) for k, v in expert.lora.items()},
-            {k: v.to(device) for k, v in expert.norm.items()},
-            lora_scaling(expert.lora_config))
+        adapter = Adapter(expert.lora, expert.norm,
+                          lora_scaling(expert.lora_config)).clone(device)
+        with self._at_rest():
+            adapter.check_fit(expert.name, self._tensors())
+        self.experts[check_task_name(expert.name)] = adapter
 
     def train_expert(self, name: str) -> None:
         """Put an expert into the backbone to be trained.
 
         Raises:
-            ValueError: If the expert is unknown.
+            ValueError: If the expert is unknown or does not fit ``lora``.
             RuntimeError: If another one is still in training.
         """
         adapter = self.experts[name]
+        adapter.check_settings(name, self.targets, self.lora_config,
+                               self.train_norm)
         if self._injection is not None:
             raise RuntimeError(f'expert {self._training_name!r} is still in '
                                'training: call finish_training() first')
@@ -164,77 +154,62 @@ class LoRAExpertBackbone(BaseModule):
     def finish_training(self) -> None:
         """Keep the trained values and give the base its own layers back."""
         self.backbone.requires_grad_(False)
-        self._base_trains = False
+        if self._base_trains:
+            self._base_trains = False
+            self.experts.copy_norms(self._tensors())
         if self._injection is None:
             return
         assert self._training_name is not None
-        self.experts[self._training_name] = Adapter(
-            self._injection.lora_state(), self._injection.norm_state(),
-            lora_scaling(self.lora_config))
+        self.experts[self._training_name] = self._injection.adapter()
         self._injection.detach()
         self._injection = None
         self._training_name = None
+        # the layers that come back missed every change of mode meanwhile
+        self.train(self.training)
 
     def base_state(self) -> Dict[str, Tensor]:
         """The base's tensors under the stock backbone's keys."""
         with self._at_rest():
             return self.backbone.state_dict()
 
-    def load_base(self, state: Dict[str, Tensor], fingerprint: str) -> None:
+    def load_base(self, state: Dict[str, Tensor], stored: str) -> None:
         """Take over a stored base.
+
+        Args:
+            state (dict[str, Tensor]): Under the stock backbone's keys.
+            stored (str): Fingerprint of ``state``.
 
         Raises:
             ValueError: If a pretrained base was loaded and is another one,
                 or if the tensors do not fit.
         """
-        pretrained = (self.backbone.init_cfg or {})
         mine = self.fingerprint()
-        if mine == fingerprint:
+        if mine == stored:
             return
-        if self.is_init and self.base_training == 'none' and isinstance(
-                pretrained, dict) and pretrained.get('type') == 'Pretrained':
-            raise ValueError(
-                f'the library belongs to the base {fingerprint[:16]}, '
-                f'backbone.init_cfg loaded {mine[:16]} from '
-                f'{pretrained["checkpoint"]!r}: give the checkpoint that '
-                'the library was made with.')
-        try:
-            self.backbone.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            raise ValueError('the base of the library does not fit '
-                             f'{type(self.backbone).__name__}: {error}'
-                             ) from error
+        if self.is_init and self.base_training == 'none':
+            self._pretrained.refuse_other_base(mine, stored)
+        load_strictly(self.backbone, state)
 
     def fingerprint(self) -> str:
         """SHA-256 over names, types and bytes of the base's tensors."""
-        digest = hashlib.sha256()
-        with self._at_rest():
-            for name, value in sorted(self.backbone.state_dict().items()):
-                digest.update(f'{name} {value.dtype} {list(value.shape)}\n'.
-                              encode())
-                array = value.detach().cpu().contiguous()
-                digest.update(array.view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
-
-    # -- forward ---------------------------------------------------------
+        return fingerprint(self.base_state())
 
     @contextlib.contextmanager
     def using(self, target: Target) -> Iterator[None]:
         """Run every forward inside the block with the given experts.
 
         Args:
-            target (str | Mapping[str, float] | Routing): One expert, a
-                mixture of experts for the whole batch, or a mixture per
-                image of the batch.
+            target (str | Mapping[str, float] | Routing): An expert, a
+                mixture for the whole batch, or a mixture per image.
 
         Raises:
             ValueError: If an expert is unknown.
         """
-        names = (target, ) if isinstance(target, str) else (
-            target.expert_names if isinstance(target, Routing) else target)
-        for name in names:
+        active = {target: 1.0} if isinstance(target, str) else target
+        for name in (active.expert_names
+                     if isinstance(active, Routing) else active):
             self.experts[name]
-        with self._activated(target):
+        with self._activated(active):
             yield
 
     @contextlib.contextmanager
@@ -250,14 +225,12 @@ class LoRAExpertBackbone(BaseModule):
             x (Tensor): (B, C, H, W) images.
 
         Returns:
-            Sequence[Tensor]: What the inner backbone returns, with the
-            experts of the enclosing :meth:`using` block; outside of one,
+            Sequence[Tensor] | Tensor: What the inner backbone returns, with
+            the experts of the enclosing :meth:`using` block; outside of one,
             with the expert in training, or the base.
         """
         if self._active is None:
             return self.backbone(x)
-        if isinstance(self._active, str):
-            return self._forward_mixture(x, {self._active: 1.0})
         if isinstance(self._active, Routing):
             return self._forward_routing(x, self._active)
         return self._forward_mixture(x, self._active)
@@ -265,6 +238,8 @@ class LoRAExpertBackbone(BaseModule):
     def train(self, mode: bool = True) -> 'LoRAExpertBackbone':
         """Norm layers that no expert owns keep their statistics."""
         super().train(mode)
+        if self._injection is not None:
+            self._injection.enable_gradients()
         if mode and not self._base_trains:
             owned = self._injection.owned_norms() if self._injection else ()
             kept = {id(m) for m in owned}
@@ -277,26 +252,24 @@ class LoRAExpertBackbone(BaseModule):
                          mixture: Mapping[str, float]) -> Features:
         if not mixture:
             return self.backbone(x)
-        tensors = dict(self.backbone.named_parameters())
-        tensors.update(self.backbone.named_buffers())
-        merged = self.experts.merged(mixture, tensors)
+        merged = self.experts.merged(mixture, self._tensors())
         return functional_call(self.backbone, merged, (x, ))
 
     def _forward_routing(self, x: Tensor, routing: Routing) -> Features:
+        assert len(routing) == len(x)
         groups = routing.groups()
         if len(groups) == 1:
             return self._forward_mixture(x, groups[0][0])
-        parts = [(i, self._forward_mixture(x[i], m)) for m, i in groups]
-        merged = [f.new_empty(len(x), *f.shape[1:]) for f in parts[0][1]]
-        for indices, features in parts:
-            for whole, part in zip(merged, features):
-                whole[indices] = part
-        return tuple(merged)
-
-    # -- state -----------------------------------------------------------
+        parts: Any = [self._forward_mixture(x[i], m) for m, i in groups]
+        back = torch.tensor(sum((i for _, i in groups), [])).argsort()
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)[back]
+        return tuple(torch.cat(level)[back] for level in zip(*parts))
 
     @contextlib.contextmanager
-    def _activated(self, target: Target) -> Iterator[None]:
+    def _activated(
+            self, target: Union[Mapping[str, float],
+                                Routing]) -> Iterator[None]:
         previous, self._active = self._active, target
         try:
             with self._at_rest():
@@ -307,35 +280,27 @@ class LoRAExpertBackbone(BaseModule):
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[None]:
         """The base's own layers in place, in eval mode; then as before."""
-        injection, training = self._injection, self.training
-        attached = injection is not None and injection.attached
-        if attached:
+        training, injection = self.training, self._injection
+        if injection is not None and not injection.attached:
+            injection = None
+        if injection is not None:
             injection.detach()
-        if training:
+        switched = training or injection is not None
+        if switched:
             self.eval()
         try:
             yield
         finally:
-            if attached:
+            if injection is not None:
                 injection.attach()
-            if training:
-                self.train()
+            if switched:
+                self.train(training)
+
+    def _tensors(self) -> Dict[str, Tensor]:
+        """The backbone's parameters and buffers by name, no copies."""
+        return dict((*self.backbone.named_parameters(),
+                     *self.backbone.named_buffers()))
 
     def _inject(self) -> LoRAInjection:
         return LoRAInjection(self.backbone, self.targets, self.lora_config,
                              self.train_norm)
-
-    def _note_missing(self, _: nn.Module, keys: Any) -> None:
-        self._loaded_missing += [
-            k for k in keys.missing_keys if 'num_batches_tracked' not in k
-        ]
-
-
-def _accept_stock_keys(module: nn.Module, state_dict: Dict[str, Tensor],
-                       prefix: str, *args: Any) -> None:
-    """Let a checkpoint of the bare backbone load into the wrapper."""
-    mine = [k for k in state_dict if k.startswith(prefix)]
-    own = f'{prefix}backbone.'
-    if not any(k.startswith(own) for k in mine):
-        for key in mine:
-            state_dict[own + key[len(prefix):]] = state_dict.pop(key)

@@ -45,6 +45,9 @@ class FeatureStatisticsEmbedder:
                              f'{_STATISTICS}, got {tuple(statistics)}')
         if not 0 < scale <= 1:
             raise ValueError(f'embedder.scale must be in (0, 1], got {scale}')
+        if stages is not None and not len(stages):
+            raise ValueError('embedder.stages is empty: name stages, or give '
+                             'None for all')
         self.stages = None if stages is None else tuple(stages)
         self.statistics = tuple(statistics)
         self.scale = scale
@@ -65,6 +68,8 @@ class FeatureStatisticsEmbedder:
         """
         with backbone.base():
             outputs = backbone(self._shrink(images))
+        if isinstance(outputs, Tensor):
+            outputs = (outputs, )
         stages = range(len(outputs)) if self.stages is None else self.stages
         outside = [s for s in stages if not -len(outputs) <= s < len(outputs)]
         if outside:

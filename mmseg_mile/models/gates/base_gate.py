@@ -44,7 +44,14 @@ class BaseGate(metaclass=ABCMeta):
         self._names[task] = None
 
     def remove(self, task: str) -> None:
-        """Forget a task."""
+        """Forget a task.
+
+        Raises:
+            ValueError: If the gate has not learned it.
+        """
+        if task not in self._names:
+            raise ValueError(f'the gate has not learned task {task!r}; '
+                             f'tasks: {list(self._names)}')
         del self._names[task]
 
     def state(self, task: str) -> Dict[str, Tensor]:

@@ -67,10 +67,10 @@ class PrototypeGate(BaseGate):
         if temperature <= 0:
             raise ValueError(f'gate.temperature must be > 0, got '
                              f'{temperature}')
-        for name, value in (('unfamiliar_quantile', unfamiliar_quantile),
+        for name, share in (('unfamiliar_quantile', unfamiliar_quantile),
                             ('shrinkage', shrinkage)):
-            if not 0 < value <= 1:
-                raise ValueError(f'gate.{name} must be in (0, 1], got {value}')
+            if not 0 < share <= 1:
+                raise ValueError(f'gate.{name} must be in (0, 1], got {share}')
         self.metric = metric
         self.num_prototypes = num_prototypes
         self.top_k = top_k
@@ -89,10 +89,7 @@ class PrototypeGate(BaseGate):
         """
         if embeddings is None or not len(embeddings):
             raise ValueError(f'task {task!r} gave the gate no images')
-        if not embeddings.isfinite().all():
-            raise ValueError(f'embeddings of task {task!r} are not finite: '
-                             'check the normalisation of its images')
-        x = self._space(embeddings)
+        x = self._checked(embeddings, f'task {task!r}')
         prototypes = Prototypes.of(x, self.num_prototypes)
         prototypes.reach = self._calibrate(x)
         self._add(task, prototypes)
@@ -119,9 +116,13 @@ class PrototypeGate(BaseGate):
 
         Returns:
             Tensor: (B, E) float64 on the CPU.
+
+        Raises:
+            ValueError: If no task was learned yet, or an embedding is not
+                finite or of another size.
         """
         self._check_ready()
-        x = self._space(embeddings)
+        x = self._checked(embeddings, 'the images')
         precision = self._current_precision()
         return torch.stack([
             squared_distances(x, t, precision) for t in self._tasks.values()
@@ -136,12 +137,13 @@ class PrototypeGate(BaseGate):
                                  self._tasks.values()])
         reach_E = torch.stack([t.reach for t in self._tasks.values()])
         unfamiliar = (distances_BE > typical_E * reach_E).all(1)
-        chosen = distances_BE.topk(
-            min(self.top_k, len(self._tasks)), largest=False)
-        scale = self.temperature * typical_E.clamp_min(1e-12)[chosen.indices]
-        weights = (-(chosen.values - chosen.values[:, :1]) / scale).softmax(1)
+        # stable: of equally near experts, the one learned first
+        values, indices = distances_BE.sort(dim=1, stable=True)
+        values, indices = values[:, :self.top_k], indices[:, :self.top_k]
+        scale = self.temperature * typical_E.clamp_min(1e-12)[indices[:, :1]]
+        weights = (-(values - values[:, :1]) / scale).softmax(1)
         weights_BE = torch.zeros_like(distances_BE).scatter_(
-            1, chosen.indices, weights)
+            1, indices, weights)
         return Routing(self.expert_names, weights_BE.float(),
                        distances_BE.float(), unfamiliar)
 
@@ -155,16 +157,26 @@ class PrototypeGate(BaseGate):
         return self.expert_names[int(mean.argmin())]
 
     def _add(self, task: str, prototypes: Prototypes) -> None:
-        size = prototypes.centroids.shape[1]
-        for other, known in self._tasks.items():
-            if known.centroids.shape[1] != size:
-                raise ValueError(
-                    f'embeddings of task {task!r} have {size} values, those '
-                    f'of {other!r} {known.centroids.shape[1]}: keep the '
-                    'embedder as it was for the whole stream')
+        self._check_size(prototypes.centroids, f'task {task!r}')
         super().fit(task, None)
         self._tasks[task] = prototypes
         self._precision = None
+
+    def _checked(self, embeddings: Tensor, whose: str) -> Tensor:
+        self._check_size(embeddings, whose)
+        if not embeddings.isfinite().all():
+            raise ValueError(f'embeddings of {whose} are not finite: check '
+                             'the normalisation of the images')
+        return self._space(embeddings)
+
+    def _check_size(self, embeddings: Tensor, whose: str) -> None:
+        for other, known in self._tasks.items():
+            if known.centroids.shape[1] != embeddings.shape[1]:
+                raise ValueError(
+                    f'embeddings of {whose} have {embeddings.shape[1]} '
+                    f'values, those of task {other!r} '
+                    f'{known.centroids.shape[1]}: keep the embedder as it '
+                    'was for the whole stream')
 
     def _space(self, embeddings: Tensor) -> Tensor:
         x = embeddings.detach().double().cpu()

@@ -107,7 +107,8 @@ def shared_precision(tasks: Sequence[Prototypes], shrinkage: float) -> Tensor:
         Tensor: (D, D) float64.
     """
     total = sum(float(t.counts.sum()) for t in tasks)
-    scatter = torch.stack([t.scatter for t in tasks]).sum(0) / total
+    # one after the other: stacked, they would be in memory twice
+    scatter = sum((t.scatter for t in tasks[1:]), tasks[0].scatter) / total
     diagonal = scatter.diagonal()
     # a constant feature must not divide by zero
     floor = diagonal.mean().clamp_min(1e-12) * 1e-6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Dict, Mapping, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,15 @@ from torch import Tensor
 from .merging import Adapter, merge_adapters
 
 
+class _Merged(NamedTuple):
+    tensors: Dict[str, Tensor]
+    stamp: List[Tuple[int, int]]
+
+
 class AdapterLibrary:
     """Named adapters with a bounded cache of merged weights.
+
+    Merged weights are made anew when the base's have changed since.
 
     Args:
         merge_cache_size (int): Merged weight sets kept, least recently used
@@ -50,6 +57,15 @@ class AdapterLibrary:
         self._forget_merged(name)
         del self._adapters[name]
 
+    def copy_norms(self, base: Mapping[str, Tensor]) -> None:
+        """Renew owned norm layers from a base that was just trained.
+
+        Until then its experts equalled the base, and so they go on.
+        """
+        for adapter in self._adapters.values():
+            adapter.norm = {k: base[k].detach().clone() for k in adapter.norm}
+        self._merged.clear()
+
     def merged(self, mixture: Mapping[str, float],
                base: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """Weights of a mixture of experts, see :func:`merge_adapters`.
@@ -62,15 +78,23 @@ class AdapterLibrary:
             dict[str, Tensor]: Entries that differ from the base.
         """
         key = tuple(sorted(mixture.items()))
-        if key not in self._merged:
+        if key not in self._merged or (self._merged[key].stamp != _stamp(
+                self._merged[key].tensors, base)):
             with torch.no_grad():
-                self._merged[key] = merge_adapters(
-                    base, [(weight, self[name]) for name, weight in key])
+                tensors = merge_adapters(base, [(weight, self[name])
+                                                for name, weight in key])
+            self._merged[key] = _Merged(tensors, _stamp(tensors, base))
             while len(self._merged) > self._merge_cache_size:
                 self._merged.popitem(last=False)
         self._merged.move_to_end(key)
-        return self._merged[key]
+        return self._merged[key].tensors
 
     def _forget_merged(self, name: str) -> None:
         for key in [k for k in self._merged if name in dict(k)]:
             del self._merged[key]
+
+
+def _stamp(merged: Mapping[str, Tensor],
+           base: Mapping[str, Tensor]) -> List[Tuple[int, int]]:
+    """Changes when a tensor that was merged into is moved or written to."""
+    return [(base[key].data_ptr(), base[key]._version) for key in merged]

@@ -33,6 +33,11 @@ class LinearMultiheadAttention(nn.Module):
             :func:`can_replace` first.
     """
 
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         if not can_replace(attention):
@@ -51,6 +56,7 @@ class LinearMultiheadAttention(nn.Module):
         self.register_load_state_dict_pre_hook(_unpack_stock_keys)
         self.register_state_dict_post_hook(_pack_stock_keys)
         self.load_state_dict(attention.state_dict())
+        self.train(attention.training)
 
     def forward(self,
                 query: Tensor,
@@ -108,7 +114,8 @@ class LinearMultiheadAttention(nn.Module):
         if key_padding_mask is not None:
             masks.append(
                 _additive(key_padding_mask, query.dtype)[:, None, None])
-        return sum(masks) if masks else None
+        return torch.stack(torch.broadcast_tensors(*masks)).sum(
+            0) if masks else None
 
 
 def can_replace(module: nn.Module) -> bool:

@@ -18,18 +18,19 @@ def check_lora_config(lora: Mapping[str, Any]) -> Dict[str, Any]:
     if unknown:
         raise ValueError(f'lora has unknown keys {unknown}; allowed: '
                          f'{list(_KEYS)}')
-    if not isinstance(lora.get('r'), int) or lora['r'] < 1:
+    if type(lora.get('r')) is not int or lora['r'] < 1:
         raise ValueError(f'lora.r (the rank) must be an integer >= 1, got '
                          f'{lora.get("r")!r}')
-    if not lora.get('lora_alpha', 0) > 0:
+    alpha = lora.get('lora_alpha')
+    if not isinstance(alpha, (int, float)) or not alpha > 0:
         raise ValueError('lora.lora_alpha must be > 0, got '
-                         f'{lora.get("lora_alpha")!r}')
+                         f'{alpha!r}')
     dropout = lora.get('lora_dropout', 0.0)
     if not 0 <= dropout < 1:
         raise ValueError(f'lora.lora_dropout must be in [0, 1), got {dropout}')
     return dict(
         r=lora['r'],
-        lora_alpha=lora['lora_alpha'],
+        lora_alpha=alpha,
         lora_dropout=dropout,
         use_rslora=bool(lora.get('use_rslora', False)))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Dict, Iterator, List, NamedTuple, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
 import torch
 from mmcv.cnn import is_norm
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+from .config import lora_scaling
+from .merging import Adapter
 
 ADAPTER = 'default'
 
@@ -40,6 +43,7 @@ class LoRAInjection:
     def __init__(self, backbone: nn.Module, targets: Sequence[str],
                  config: dict, train_norm: bool) -> None:
         self._backbone = backbone
+        self._config = config
         norms = [n for n, m in backbone.named_modules() if is_norm(m)]
         originals = {n: backbone.get_submodule(n) for n in targets}
         pattern = '|'.join(re.escape(name) for name in targets)
@@ -74,6 +78,18 @@ class LoRAInjection:
             _set_submodule(self._backbone, swap.name, swap.original)
         self.attached = False
 
+    def adapter(self) -> Adapter:
+        """Copies of all trained values, as an expert keeps them."""
+        return Adapter(self.lora_state(), self.norm_state(),
+                       lora_scaling(self._config))
+
+    def enable_gradients(self) -> None:
+        """Let every value train, in a backbone's ``frozen_stages`` too."""
+        for _, parameter in self._lora_parameters():
+            parameter.requires_grad_()
+        for norm in self.owned_norms():
+            norm.requires_grad_()
+
     def lora_state(self) -> Dict[str, Tensor]:
         """Copies of the adapter: ``<module>.lora_{A,B}.weight``."""
         return {k: p.detach().clone() for k, p in self._lora_parameters()}
@@ -107,7 +123,7 @@ class LoRAInjection:
 
     def _lora_parameters(self) -> Iterator:
         for swap in self._lora:
-            layer = swap.replacement
+            layer: Any = swap.replacement
             yield f'{swap.name}.lora_A.weight', layer.lora_A[ADAPTER].weight
             yield f'{swap.name}.lora_B.weight', layer.lora_B[ADAPTER].weight
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+import torch
 from torch import Tensor
+
+from .config import lora_scaling
 
 # Shape legend: O outputs, I inputs, R rank, K kernel side
 
@@ -29,6 +32,57 @@ class Adapter:
         suffix = '.lora_A.weight'
         return [k[:-len(suffix)] for k in self.lora if k.endswith(suffix)]
 
+    def clone(self, device: Optional[torch.device] = None) -> 'Adapter':
+        """A copy that shares no tensor, on ``device`` if one is given."""
+        lora, norm = ({k: v.to(device or v.device, copy=True)
+                       for k, v in tensors.items()}
+                      for tensors in (self.lora, self.norm))
+        return Adapter(lora, norm, self.scaling)
+
+    def check_settings(self, name: str, targets: Sequence[str],
+                       config: Mapping[str, Any], train_norm: bool) -> None:
+        """Raise unless training can go on from here with these settings.
+
+        Raises:
+            ValueError: If layers, rank or scaling differ, or the adapter
+                owns norm layers that would not be trained.
+        """
+        ranks = {v.shape[0] for k, v in self.lora.items() if 'lora_A' in k}
+        scaling = lora_scaling(config)
+        if (set(self.targets()) != set(targets) or ranks != {config['r']}
+                or self.scaling != scaling or bool(self.norm) > train_norm):
+            raise ValueError(
+                f'expert {name!r} has {len(self.targets())} layers of rank '
+                f'{sorted(ranks)}, scaling {self.scaling:g} and '
+                f'{len(self.norm)} norm tensors; the config asks for '
+                f'{len(targets)}, {config["r"]}, {scaling:g} and train_norm='
+                f'{train_norm}: train with the settings it was made with, '
+                "or start from 'base'.")
+
+    def check_fit(self, name: str, base: Mapping[str, Tensor]) -> None:
+        """Raise unless the tensors fit the layers of ``base``.
+
+        Args:
+            name (str): Of the expert, for the message.
+            base (Mapping[str, Tensor]): The backbone's tensors by name.
+
+        Raises:
+            ValueError: If a layer does not exist or has another shape.
+        """
+        wrong = [k for k, v in self.norm.items() if _shape(base, k) != v.shape]
+        pairs = [f'{t}.lora_{x}.weight' for t in self.targets() for x in 'AB']
+        wrong += set(self.lora).symmetric_difference(pairs)
+        for target in self.targets() if not wrong else ():
+            down, up = (self.lora[f'{target}.lora_{x}.weight'] for x in 'AB')
+            if (down.shape[0] != up.shape[1] or _shape(base, f'{target}.weight')
+                    != (up.shape[0], *down.shape[1:])):
+                wrong.append(target)
+        if wrong or not self.lora:
+            raise ValueError(
+                f'expert {name!r} does not fit the layers of this backbone: '
+                f'{sorted(wrong)[:5] or "it has no adapter"}. Load it into '
+                'the backbone that it was trained in, or train it again.')
+
 
 def lora_delta(down: Tensor, up: Tensor) -> Tensor:
     """``B A`` of LoRA (arXiv 2106.09685, eq. 3) in the weight's shape.
@@ -42,6 +96,10 @@ def lora_delta(down: Tensor, up: Tensor) -> Tensor:
     """
     delta = up.flatten(1) @ down.flatten(1)
     return delta.view(up.shape[0], *down.shape[1:])
+
+
+def _shape(base: Mapping[str, Tensor], key: str) -> Any:
+    return getattr(base.get(key), 'shape', None)
 
 
 def merge_adapters(base: Mapping[str, Tensor],
@@ -72,9 +130,10 @@ def merge_adapters(base: Mapping[str, Tensor],
                 delta.to(current), alpha=weight * adapter.scaling)
     owned = {key for _, adapter in mixture for key in adapter.norm}
     for key in owned:
-        values = [(w, a.norm.get(key, base[key])) for w, a in mixture]
+        values = [(w, a.norm.get(key, base[key]).to(base[key].device))
+                  for w, a in mixture]
         if len(values) == 1 or not values[0][1].is_floating_point():
             merged[key] = values[0][1]
         else:
-            merged[key] = sum(w * v for w, v in values)
+            merged[key] = torch.stack([w * v for w, v in values]).sum(0)
     return merged

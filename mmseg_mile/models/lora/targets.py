@@ -7,6 +7,7 @@ import re
 from typing import Dict, List, Optional, Sequence, Set, Union
 
 import torch
+from mmcv.cnn import ConvAWS2d, ConvWS2d
 from torch import nn
 
 TargetModules = Union[None, str, Sequence[str]]
@@ -97,9 +98,14 @@ def resolve_targets(backbone: nn.Module,
 
 
 def is_adaptable(module: nn.Module) -> bool:
-    """Whether LoRA fits: a linear layer or a convolution without groups."""
+    """Whether LoRA fits: a linear layer or a convolution without groups.
+
+    A convolution that standardises its weight is not linear in it, so that
+    a merged adapter would compute something else than a trained one.
+    """
     if isinstance(module, nn.Conv2d):
-        return module.groups == 1
+        return module.groups == 1 and not isinstance(
+            module, (ConvWS2d, ConvAWS2d))
     return isinstance(module, nn.Linear)
 
 
@@ -124,7 +130,7 @@ def _no_match(target: str, hits: List[str], modules: Dict[str, nn.Module],
         kind = type(modules[hits[0]]).__name__
         return (f'lora.target_modules: {target!r} matches {hits[0]!r}, a '
                 f'{kind}; adapters go on nn.Linear and nn.Conv2d without '
-                'groups only.')
+                'groups or weight standardisation only.')
     leaves = sorted({n.rpartition('.')[2] for n in adaptable} | set(adaptable))
     near: Optional[List[str]] = difflib.get_close_matches(target, leaves)
     return (f'lora.target_modules: {target!r} matches no layer of the '

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
+                    Tuple)
 
 import torch
 from mmengine.dist import is_distributed
@@ -62,11 +63,21 @@ class ContinualSegmentor(EncoderDecoder):
             revert_sync_batchnorm(self.backbone)
         self._memory_format = (
             torch.channels_last if channels_last else torch.preserve_format)
-        self.to(memory_format=self._memory_format)
+        self._laid_out(self)
         self.classes: Tuple[str, ...] = ()
         self.palette: Tuple[Tuple[int, ...], ...] = ()
 
     # -- the contract ----------------------------------------------------
+
+    def check_stream(self, tasks: Sequence[Task]) -> None:
+        """Refuse tasks that could not begin, before any is trained.
+
+        Raises:
+            ValueError: If a head of the config does not fit a task.
+        """
+        for template in (self.head_template, *self._auxiliary_templates):
+            for task in tasks:
+                head_config(template, task.num_classes)
 
     @abstractmethod
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
@@ -93,7 +104,7 @@ class ContinualSegmentor(EncoderDecoder):
 
     @property
     def expert_names(self) -> Tuple[str, ...]:
-        """tuple[str]: Experts that can be forced; empty for methods without."""
+        """tuple[str]: Experts that can be forced; () without experts."""
         return ()
 
     @contextlib.contextmanager
@@ -133,7 +144,10 @@ class ContinualSegmentor(EncoderDecoder):
         """A fresh decode head from the template."""
         head = build_head(
             head_config(self.head_template, num_classes), self.device)
-        return head.to(memory_format=self._memory_format)
+        return self._laid_out(head)
+
+    def _laid_out(self, module: Any) -> Any:
+        return module.to(memory_format=self._memory_format)
 
     def renew_auxiliary_heads(self, num_classes: int) -> None:
         """Fresh auxiliary heads for the task that begins."""
@@ -144,7 +158,8 @@ class ContinualSegmentor(EncoderDecoder):
 
     def drop_auxiliary_heads(self) -> None:
         """Auxiliary heads are of no use once a task has ended."""
-        self.auxiliary_head = None
+        if self._auxiliary_templates:
+            del self.auxiliary_head
 
     @property
     def device(self) -> torch.device:

@@ -93,5 +93,6 @@ class ExpertHeads:
         if kind not in self._modules:
             self._modules[kind] = build_head(head.config, device).eval()
         module = self._modules[kind]
-        module.load_state_dict(head.state, strict=True, assign=True)
+        state = {k: v.to(device) for k, v in head.state.items()}
+        module.load_state_dict(state, strict=True, assign=True)
         return module

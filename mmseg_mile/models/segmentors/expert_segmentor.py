@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 from pathlib import Path
 from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
                     Sequence, Tuple)
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmseg.registry import MODELS, TASK_UTILS
 from mmseg_mile.experts import ExpertStore
@@ -69,10 +69,20 @@ class ExpertSegmentor(ContinualSegmentor):
 
     # -- learning --------------------------------------------------------
 
+    def check_stream(self, tasks: Sequence[Task]) -> None:
+        """See :meth:`ContinualSegmentor.check_stream`."""
+        super().check_stream(tasks)
+        for index, task in enumerate(tasks):
+            self._check_start(task, [t.name for t in tasks[:index]])
+
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """A new expert, started from the base or from an earlier one."""
         source = self._start_of(task, loader)
         first = not self.expert_names
+        if first and self.gate.needs_embeddings:
+            # an embedder that does not fit must not show after the training
+            for batch in islice(loader, 1):
+                embed_images(self, [batch])
         self.backbone.add_expert(task.name, source)
         head = self.new_head(task.num_classes)
         if source is not None:
@@ -100,21 +110,26 @@ class ExpertSegmentor(ContinualSegmentor):
         """Name of the expert that the new one starts from, or None."""
         start = task.init_from or self.init_from
         known = self.expert_names
+        self._check_start(task, known)
+        if not known or start == 'base':
+            return None
+        if start == 'nearest':
+            self._embeddings = embed_images(self, loader)
+            gate: Any = self.gate
+            return gate.nearest(self._embeddings)
+        return known[-1] if start == 'previous' else start
+
+    def _check_start(self, task: Task, known: Sequence[str]) -> None:
+        start = task.init_from or self.init_from
         if start not in _STARTS and start not in known:
             raise ValueError(
                 f'init_from of task {task.name!r} must be one of {_STARTS} '
                 f'or an earlier task {known}, got {start!r}')
-        if not known or start == 'base':
-            return None
-        if start == 'nearest':
-            if not hasattr(self.gate, 'nearest'):
-                raise ValueError(
-                    "init_from='nearest' asks the gate for distances, which "
-                    f'{type(self.gate).__name__} has not: use PrototypeGate, '
-                    "or init_from='previous'")
-            self._embeddings = embed_images(self, loader)
-            return self.gate.nearest(self._embeddings)
-        return known[-1] if start == 'previous' else start
+        if known and start == 'nearest' and not hasattr(self.gate, 'nearest'):
+            raise ValueError(
+                "init_from='nearest' asks the gate for distances, which "
+                f'{type(self.gate).__name__} has not: use PrototypeGate, '
+                "or init_from='previous'")
 
     # -- predicting ------------------------------------------------------
 
@@ -135,8 +150,9 @@ class ExpertSegmentor(ContinualSegmentor):
 
         Returns:
             list[SegDataSample]: mmseg's fields, and in the metainfo
-            ``expert``, ``classes``, ``palette``, ``distances`` (per expert)
-            and ``unfamiliar``. Label maps are in the expert's classes.
+            ``expert``, ``mixture`` (weights above zero), ``classes``,
+            ``palette``, ``distances`` (per expert) and ``unfamiliar``. Label
+            maps are in the expert's classes.
         """
         routing = self.route(inputs, data_samples)
         outputs: List[Any] = [None] * len(inputs)
@@ -150,6 +166,7 @@ class ExpertSegmentor(ContinualSegmentor):
                 sample.set_metainfo(
                     dict(
                         expert=routing.top_expert(index),
+                        mixture=routing.mixture(index),
                         distances=dict(
                             zip(routing.expert_names,
                                 routing.distances[index].tolist())),

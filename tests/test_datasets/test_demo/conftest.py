@@ -11,8 +11,8 @@ from mmseg_mile.datasets.demo import make_demo_data
 
 
 def _make(root: Path, **changes: object) -> dict:
-    settings = dict(seed=3, num_train=2, num_val=2, size=(48, 96),
-                    num_processes=1)
+    settings = dict(
+        seed=3, num_train=2, num_val=2, size=(48, 96), num_processes=1)
     return make_demo_data(root, **{**settings, **changes})
 
 

@@ -13,5 +13,5 @@ def test_points_straight_ahead_at_camera_height_meet_the_vanishing_point():
 
 def test_street_point_projects_by_similar_triangles():
     # 2 m right and 1.5 m below the camera at 10 m: 20 and 15 pixels.
-    np.testing.assert_allclose(CAMERA.project(2., 0., np.array([10.])),
-                               [[110., 55.]])
+    np.testing.assert_allclose(
+        CAMERA.project(2., 0., np.array([10.])), [[110., 55.]])

@@ -8,8 +8,10 @@ from mmseg_mile.datasets.demo.demo_data import UNFINISHED
 
 
 def contents(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes()
-            for path in root.rglob('*') if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob('*') if path.is_file()
+    }
 
 
 def times(root):
@@ -36,8 +38,8 @@ def test_another_seed_gives_other_images(demo_root, make, tmp_path):
 
 
 def test_all_data_sets_are_made(demo_root):
-    assert {path.name for path in demo_root.iterdir()} == {*DATA_SETS,
-                                                           MANIFEST}
+    assert {path.name
+            for path in demo_root.iterdir()} == {*DATA_SETS, MANIFEST}
 
 
 def test_second_call_touches_nothing(demo_root, make):
@@ -92,11 +94,12 @@ def test_data_of_another_origin_are_never_touched(tmp_path, make, overwrite):
     assert real.read_bytes() == b'real'
 
 
-@pytest.mark.parametrize('changes, message', [
-    (dict(num_train=0), 'num_train must be at least 1, got 0'),
-    (dict(num_val=-1), 'num_val must be at least 1, got -1'),
-    (dict(seed=-1), 'seed must not be negative, got -1'),
-    (dict(size=(8, 16)), 'size must be')])
+@pytest.mark.parametrize(
+    'changes, message',
+    [(dict(num_train=0), 'num_train must be at least 1, got 0'),
+     (dict(num_val=-1), 'num_val must be at least 1, got -1'),
+     (dict(seed=-1), 'seed must not be negative, got -1'),
+     (dict(size=(8, 16)), 'size must be')])
 def test_bad_argument_is_named(tmp_path, make, changes, message):
     with pytest.raises(ValueError, match=message):
         make(tmp_path, **changes)

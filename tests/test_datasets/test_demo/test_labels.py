@@ -5,9 +5,8 @@ import pytest
 from mmseg_mile.datasets.demo.camera import Camera
 from mmseg_mile.datasets.demo.labels import (HEATNET_NAME_TO_ID,
                                              cityscapes_annotation,
-                                             cityscapes_train_ids,
-                                             heatnet_ids, idd_annotation,
-                                             idd_masks)
+                                             cityscapes_train_ids, heatnet_ids,
+                                             idd_annotation, idd_masks)
 from mmseg_mile.datasets.demo.sketch import Paint, Sketch
 from mmseg_mile.datasets.demo.snapshot import draw_scene
 from mmseg_mile.datasets.demo.street_styles import GERMAN, INDIAN
@@ -21,8 +20,10 @@ def test_every_class_but_train_occurs():
         sketch, _ = draw_scene(0, f'cityscapes/{i}', (128, 256), GERMAN)
         mask = cityscapes_train_ids(cityscapes_annotation(sketch))
         counts += np.bincount(mask.ravel(), minlength=256)
-    missing = {name for name, count in zip(CITYSCAPES_CLASSES, counts)
-               if count < 50}
+    missing = {
+        name
+        for name, count in zip(CITYSCAPES_CLASSES, counts) if count < 50
+    }
     assert missing == {'train'}
 
 
@@ -32,14 +33,16 @@ def test_indian_roads_have_what_only_level_3_knows():
         sketch, _ = draw_scene(0, f'idd/{i}', (128, 228), INDIAN)
         mask = idd_masks(idd_annotation(sketch))['labellevel3Ids']
         found |= {IDD_LEVEL3_CLASSES[i] for i in np.unique(mask) if i < 255}
-    assert {'autorickshaw', 'billboard', 'curb', 'drivable fallback',
-            'guard rail', 'obs-str-bar-fallback',
-            'vehicle fallback'} <= found
+    assert {
+        'autorickshaw', 'billboard', 'curb', 'drivable fallback', 'guard rail',
+        'obs-str-bar-fallback', 'vehicle fallback'
+    } <= found
 
 
-@pytest.mark.parametrize('name, group', [
-    ('rider', 'person'), ('bus', 'car'), ('motorcycle', 'bicycle'),
-    ('traffic light', 'pole'), ('wall', 'building')])
+@pytest.mark.parametrize('name, group', [('rider', 'person'), ('bus', 'car'),
+                                         ('motorcycle', 'bicycle'),
+                                         ('traffic light', 'pole'),
+                                         ('wall', 'building')])
 def test_heatnet_merges_classes(name, group):
     assert HEATNET_NAME_TO_ID[name] == HEATNET_NAME_TO_ID[group]
 

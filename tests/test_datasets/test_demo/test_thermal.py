@@ -28,8 +28,8 @@ def frames(request):
 
 
 def of_class(frames, label):
-    return np.concatenate([counts[labels == label] for counts, labels in
-                           frames]).astype(float)
+    return np.concatenate(
+        [counts[labels == label] for counts, labels in frames]).astype(float)
 
 
 def test_valid_columns_are_those_of_the_real_frames():

@@ -11,8 +11,10 @@ from mmseg_mile.datasets.demo.weather import add_fog, wet_road
 
 @pytest.fixture(scope='module')
 def scenes():
-    return [paint_buffers(draw_scene(2, f'weather/{i}', (64, 128), SWISS)[0])
-            for i in range(3)]
+    return [
+        paint_buffers(draw_scene(2, f'weather/{i}', (64, 128), SWISS)[0])
+        for i in range(3)
+    ]
 
 
 def brightness(scenes, condition):
@@ -36,13 +38,15 @@ def detail(image, mask):
 def test_fog_takes_contrast_with_depth(scenes):
     kept = dict(near=[], far=[])
     for scene in scenes:
-        light = {name: CONDITIONS[name][0](scene, np.random.default_rng(0))
-                 for name in ('cityscapes', 'fog')}
+        light = {
+            name: CONDITIONS[name][0](scene, np.random.default_rng(0))
+            for name in ('cityscapes', 'fog')
+        }
         solid = ~scene.on('sky')
         for name, mask in (('near', solid & (scene.z < 10)),
                            ('far', solid & (scene.z > 40))):
-            kept[name].append(detail(light['fog'], mask)
-                              / detail(light['cityscapes'], mask))
+            kept[name].append(
+                detail(light['fog'], mask) / detail(light['cityscapes'], mask))
     assert np.mean(kept['far']) < .6 * np.mean(kept['near'])
 
 

@@ -20,11 +20,10 @@ LAYOUTS = dict(
         r'leftImg8bit/(train|val)/(\w+)/\2_\d{6}_\d{6}_leftImg8bit\.png',
         r'gtFine/(train|val)/(\w+)/\2_\d{6}_\d{6}_gtFine_'
         r'(labelIds\.png|labelTrainIds\.png|polygons\.json)'),
-    acdc=(
-        r'rgb_anon/(fog|night|rain|snow)/(train|val)/(GOPR\d{4})/'
-        r'\3_frame_\d{6}_rgb_anon\.png',
-        r'gt/(fog|night|rain|snow)/(train|val)/(GOPR\d{4})/'
-        r'\3_frame_\d{6}_gt_label(Ids|TrainIds)\.png'),
+    acdc=(r'rgb_anon/(fog|night|rain|snow)/(train|val)/(GOPR\d{4})/'
+          r'\3_frame_\d{6}_rgb_anon\.png',
+          r'gt/(fog|night|rain|snow)/(train|val)/(GOPR\d{4})/'
+          r'\3_frame_\d{6}_gt_label(Ids|TrainIds)\.png'),
     bdd100k=(r'images/10k/(train|val)/[\da-f]{8}-[\da-f]{8}\.jpg',
              r'labels/sem_seg/masks/(train|val)/[\da-f]{8}-[\da-f]{8}\.png'),
     idd=(r'IDD_Segmentation/leftImg8bit/(train|val)/\d+/\w+_leftImg8bit\.png',
@@ -40,6 +39,7 @@ LAYOUTS = dict(
         r'test/(day|night)/SegmentationClass/fl_rgb_\d+_\d+_rgb\.(npy|png)',
         r'test/class_names\.txt'))
 # Values that the masks may hold, and masks by name.
+# yapf: disable
 MASKS = (
     ('cityscapes/gtFine/*/*/*_labelTrainIds.png', {*range(19), 255}),
     ('acdc/gt/*/*/*/*_labelTrainIds.png', {*range(19), 255}),
@@ -48,6 +48,7 @@ MASKS = (
     ('idd/*/gtFine/*/*/*_labellevel3Ids.png', {*range(26), 255}),
     ('heatnet/train/*/*/fl_rgb_labels/*.png', {*range(14)}),
     ('heatnet/test/*/SegmentationClass/*.png', {*range(14)}))
+# yapf: enable
 
 
 def read(path):
@@ -56,12 +57,16 @@ def read(path):
 
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_every_file_is_named_as_in_the_real_data(demo_root, name):
-    files = [path.relative_to(demo_root / name).as_posix()
-             for path in (demo_root / name).rglob('*') if path.is_file()]
+    files = [
+        path.relative_to(demo_root / name).as_posix()
+        for path in (demo_root / name).rglob('*') if path.is_file()
+    ]
     for pattern in LAYOUTS[name]:
         assert any(re.fullmatch(pattern, file) for file in files), pattern
-    strange = [file for file in files if not any(
-        re.fullmatch(pattern, file) for pattern in LAYOUTS[name])]
+    strange = [
+        file for file in files
+        if not any(re.fullmatch(pattern, file) for pattern in LAYOUTS[name])
+    ]
     assert not strange
 
 
@@ -89,22 +94,22 @@ def test_label_ids_map_to_train_ids(demo_root, folder):
 
 def test_idd_polygons_draw_both_masks(demo_root):
     paths = list(demo_root.glob('idd/*/gtFine/*/*/*_polygons.json'))
-    assert {path.parts[-5] for path in paths} == {'IDD_Segmentation',
-                                                  'idd20kII'}
+    assert {path.parts[-5]
+            for path in paths} == {'IDD_Segmentation', 'idd20kII'}
     for path in paths:
         annotation = read_polygons(str(path))
         for name, table in (('labelcsTrainIds', IDD_NAME_TO_CS_TRAIN_ID),
                             ('labellevel3Ids', IDD_NAME_TO_LEVEL3_ID)):
             stem = path.name.replace('polygons.json', f'{name}.png')
-            np.testing.assert_array_equal(draw_polygons(annotation, table),
-                                          read(path.with_name(stem)))
+            np.testing.assert_array_equal(
+                draw_polygons(annotation, table), read(path.with_name(stem)))
 
 
 def test_masks_are_as_large_as_their_images(demo_root):
     for image in demo_root.glob('idd/*/leftImg8bit/*/*/*'):
         stem = re.sub('_leftImg8bit.*', '', image.name)
-        mask = next((image.parents[3] / 'gtFine' / image.parts[-3]
-                     / image.parts[-2]).glob(f'{stem}_*csTrainIds.png'))
+        mask = next((image.parents[3] / 'gtFine' / image.parts[-3] /
+                     image.parts[-2]).glob(f'{stem}_*csTrainIds.png'))
         assert read(image).shape[:2] == read(mask).shape == wide_size((48, 96))
 
 
@@ -119,8 +124,8 @@ def test_infrared_test_name_loses_its_trailing_zero(demo_root):
         stamp = path.name.removeprefix('fl_rgb_').removesuffix('_rgb.png')
         short = stamp[:-1] if stamp.endswith('0') else stamp
         shortened += short != stamp
-        assert (path.parents[1] / 'ImagesIR'
-                / f'fl_ir_aligned_{short}_ir.png').exists()
+        assert (path.parents[1] / 'ImagesIR' /
+                f'fl_ir_aligned_{short}_ir.png').exists()
     assert shortened
 
 
@@ -141,8 +146,8 @@ def test_human_labels_are_arrays_with_their_png(demo_root):
 
 def test_night_training_frames_have_no_labels(demo_root):
     night = demo_root / 'heatnet/train/seq_01_night/00'
-    assert {path.name for path in night.iterdir()} == {'fl_rgb',
-                                                       'fl_ir_aligned'}
+    assert {path.name
+            for path in night.iterdir()} == {'fl_rgb', 'fl_ir_aligned'}
 
 
 def test_one_infrared_frame_lacks_its_partner(demo_root):

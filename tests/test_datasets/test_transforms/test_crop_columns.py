@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+
 from mmseg.datasets.transforms import Resize
 from mmseg.registry import TRANSFORMS
-
 from mmseg_mile.datasets import CropColumns
 
 
 def frame():
     """4 x 10 image whose value is its column."""
     img = np.tile(np.arange(10, dtype=np.float32)[None, :, None], (4, 1, 3))
-    return dict(img=img, img_shape=(4, 10), ori_shape=(4, 10),
-                img_path='a.png', seg_fields=[])
+    return dict(
+        img=img,
+        img_shape=(4, 10),
+        ori_shape=(4, 10),
+        img_path='a.png',
+        seg_fields=[])
 
 
 def add_mask(results):

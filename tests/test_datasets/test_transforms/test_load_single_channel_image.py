@@ -2,8 +2,8 @@
 import cv2
 import numpy as np
 import pytest
-from mmseg.registry import TRANSFORMS
 
+from mmseg.registry import TRANSFORMS
 from mmseg_mile.datasets import LoadSingleChannelImage
 
 

@@ -1,0 +1,10 @@
+"""One model per task on the demo stream.
+
+Run:    python tools/train.py configs/baselines/single_task_demo.py
+Expect: not measured yet.
+"""
+_base_ = [
+    '../_base_/models/resnet18_small.py', '../_base_/streams/demo.py',
+    '../_base_/schedules/demo.py', '../_base_/default_runtime.py'
+]
+model = dict(type='SingleTaskSegmentor')

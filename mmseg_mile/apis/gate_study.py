@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which gate tells a set of domains apart, before anything is trained."""
+from __future__ import annotations
+
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmseg_mile.models import ExpertSegmentor, PrototypeGate
+from mmseg_mile.models.embedders import FeatureStatisticsEmbedder
+
+# Shape legend: N images, D embedding
+STAGE_SETS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
+    'last stage, mean': ('last', ('mean', )),
+    'all stages, mean + std': ('all', ('mean', 'std')),
+    'first two stages, mean + std': ('early', ('mean', 'std')),
+}
+GATES: Dict[str, dict] = {
+    'Euclidean': dict(metric='euclidean'),
+    'cosine': dict(metric='cosine'),
+    'Mahalanobis': dict(metric='mahalanobis'),
+    'Euclidean, 8 prototypes': dict(metric='euclidean', num_prototypes=8),
+    'Mahalanobis, 8 prototypes': dict(metric='mahalanobis', num_prototypes=8),
+}
+
+
+class Split(NamedTuple):
+    """Embeddings of one domain: (N, D) to learn from, (N, D) to route."""
+    train: Tensor
+    test: Tensor
+
+
+class StageEmbeddings:
+    """Embeddings of images at one scale, sliced per stage and statistic.
+
+    Args:
+        model (ExpertSegmentor): Whose frozen base and preprocessor.
+        scale (float): Of the gate's copy of the image.
+    """
+
+    def __init__(self, model: ExpertSegmentor, scale: float) -> None:
+        self._model = model
+        self._embedder = FeatureStatisticsEmbedder(scale=scale)
+        with torch.no_grad(), model.backbone.base():
+            outputs = model.backbone(
+                torch.zeros(1, 3, 128, 128, device=model.device))
+        self._channels = [int(o.shape[1]) for o in outputs]
+
+    @torch.no_grad()
+    def embed(self, loader: Iterable[dict]) -> Tensor:
+        """(N, D) over all stages and both statistics."""
+        model = self._model
+        return torch.cat([
+            self._embedder(
+                model.backbone,
+                model.data_preprocessor(batch, False)['inputs']).cpu()
+            for batch in loader
+        ])
+
+    def columns(self, stages: str, statistics: Sequence[str]) -> List[int]:
+        """Columns of 'last', 'all' or 'early' (the first two) stages."""
+        total = len(self._channels)
+        chosen = dict(
+            last=[total - 1], all=range(total),
+            early=range(min(2, total)))[stages]
+        columns: List[int] = []
+        start = 0
+        for stage, channels in enumerate(self._channels):
+            for offset, name in enumerate(('mean', 'std')):
+                if stage in chosen and name in statistics:
+                    first = start + offset * channels
+                    columns += range(first, first + channels)
+            start += 2 * channels
+        return columns
+
+
+def route_all(gate: PrototypeGate,
+              domains: Mapping[str, Split]) -> Tuple[np.ndarray, float]:
+    """Confusion of a gate that learns every domain and routes the rest.
+
+    Args:
+        gate (PrototypeGate): Not fitted yet.
+        domains (Mapping[str, Split]): By name.
+
+    Returns:
+        tuple[np.ndarray, float]: (T, T) image counts, rows true domain,
+        columns chosen; share of the test images flagged unfamiliar.
+    """
+    names = list(domains)
+    for name in names:
+        gate.fit(name, domains[name].train)
+    confusion = np.zeros((len(names), len(names)), dtype=int)
+    flagged = 0
+    for row, name in enumerate(names):
+        test = domains[name].test
+        routing = gate.route(test, [None] * len(test))
+        chosen = routing.weights.argmax(1).numpy()
+        confusion[row] = np.bincount(chosen, minlength=len(names))
+        flagged += int(routing.unfamiliar.sum())
+    return confusion, flagged / max(1, int(confusion.sum()))

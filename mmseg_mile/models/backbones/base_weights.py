@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identity and keys of a frozen base's weights."""
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Dict, List, Mapping, Optional
+
+import torch
+from torch import Tensor, nn
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f'{name} {value.dtype} {list(value.shape)}\n'.encode())
+        array = value.detach().cpu().contiguous()
+        digest.update(array.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def accept_stock_keys(module: nn.Module, state_dict: Dict[str, Tensor],
+                      prefix: str, *args: Any) -> None:
+    """Let a checkpoint of the bare backbone load into its wrapper.
+
+    A pre-hook of ``load_state_dict``; ``module`` keeps the bare backbone as
+    ``module.backbone``.
+    """
+    mine = [k for k in state_dict if k.startswith(prefix)]
+    own = f'{prefix}backbone.'
+    if not any(k.startswith(own) for k in mine):
+        for key in mine:
+            state_dict[own + key[len(prefix):]] = state_dict.pop(key)
+
+
+def load_strictly(backbone: nn.Module, state: Dict[str, Tensor]) -> None:
+    """Load the base of a library.
+
+    Raises:
+        ValueError: If its tensors are not exactly those of ``backbone``.
+    """
+    try:
+        backbone.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError('the base of the library does not fit '
+                         f'{type(backbone).__name__}: {error}') from error
+
+
+class PretrainedCheck:
+    """Remembers which weights a loaded checkpoint left unset.
+
+    mmengine loads pretrained backbones leniently, so that a checkpoint of
+    another network, or of another size of it, goes through with a warning.
+
+    Args:
+        backbone (nn.Module): Whose loading is watched.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self._backbone = backbone
+        self._unset: List[str] = []
+        backbone.register_load_state_dict_pre_hook(self._note_misshapen)
+        backbone.register_load_state_dict_post_hook(self._note_missing)
+
+    @property
+    def checkpoint(self) -> Optional[str]:
+        """str, optional: The pretrained checkpoint of the config."""
+        configs = getattr(self._backbone, 'init_cfg', None) or []
+        for config in [configs] if isinstance(configs, dict) else configs:
+            if config.get('type') == 'Pretrained':
+                return config['checkpoint']
+        return None
+
+    def forget(self) -> None:
+        """Start over."""
+        self._unset = []
+
+    def check(self) -> None:
+        """Raise if a configured checkpoint left weights unset.
+
+        Raises:
+            ValueError: Naming the checkpoint and some of the weights.
+        """
+        if self.checkpoint and self._unset:
+            raise ValueError(
+                f'backbone.init_cfg.checkpoint {self.checkpoint!r} does not '
+                f'fit {type(self._backbone).__name__}: it lacks '
+                f'{len(self._unset)} weights or has them in another shape, '
+                f'for example {self._unset[:3]}. Give the checkpoint of this '
+                'backbone, with its bare keys or a `prefix`.')
+
+    def refuse_other_base(self, mine: str, stored: str) -> None:
+        """Raise if a checkpoint was configured: it loaded another base.
+
+        Args:
+            mine (str): Fingerprint of the base as loaded.
+            stored (str): Fingerprint that is asked for.
+
+        Raises:
+            ValueError: Naming the checkpoint and both fingerprints.
+        """
+        if self.checkpoint:
+            raise ValueError(
+                f'the library belongs to the base {stored[:16]}, '
+                f'backbone.init_cfg loaded {mine[:16]} from '
+                f'{self.checkpoint!r}: give the checkpoint that the library '
+                'was made with.')
+
+    def _note_misshapen(self, module: nn.Module, state_dict: Dict[str, Tensor],
+                        prefix: str, *args: Any) -> None:
+        self._unset += [
+            key for key, value in module.state_dict().items() if value.shape !=
+            getattr(state_dict.get(prefix + key), 'shape', value.shape)
+        ]
+
+    def _note_missing(self, module: nn.Module, keys: Any) -> None:
+        self._unset += [
+            k for k in keys.missing_keys if 'num_batches_tracked' not in k
+        ]

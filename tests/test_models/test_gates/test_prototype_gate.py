@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate on 2-D embeddings, where the answer can be seen."""
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from mmseg.registry import TASK_UTILS
+from mmseg_mile.models.gates import PrototypeGate
+
+METRICS = ('euclidean', 'cosine', 'mahalanobis')
+
+
+def cloud(x, y, spread=(1.0, 1.0), num=200):
+    """Draw embeddings around a point."""
+    return torch.tensor([x, y]) + torch.randn(num, 2) * torch.tensor(spread)
+
+
+def gate_of(tasks, **options):
+    """Fit a gate on {name: embeddings}."""
+    gate = PrototypeGate(**options)
+    for name, embeddings in tasks.items():
+        gate.fit(name, embeddings)
+    return gate
+
+
+def route(gate, *points):
+    """Route 2-D points."""
+    return gate.route(torch.tensor(points).float(), [None] * len(points))
+
+
+def chosen(gate, *points):
+    """Name the expert of each point."""
+    routing = route(gate, *points)
+    return [routing.top_expert(i) for i in range(len(points))]
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_image_goes_to_the_task_it_lies_in(metric):
+    gate = gate_of(
+        dict(right=cloud(10, 0), up=cloud(0, 10), left=cloud(-10, 0)),
+        metric=metric)
+    assert chosen(gate, (9, 1), (1, 9), (-8, -1)) == ['right', 'up', 'left']
+
+
+def test_euclidean_distance_is_that_to_the_mean():
+    gate = gate_of(
+        dict(a=torch.tensor([[0., 0], [0, 2]]), b=torch.tensor([[3., 5]])),
+        metric='euclidean')
+    # means (0, 1) and (3, 5)
+    distances = route(gate, (0., 1.), (3., 1.)).distances
+    torch.testing.assert_close(distances, torch.tensor([[0., 5], [3, 4]]))
+
+
+def test_cosine_compares_directions_only():
+    gate = gate_of(
+        dict(right=torch.tensor([[1., 0]]), up=torch.tensor([[0., 1]])),
+        metric='cosine')
+    assert chosen(gate, (100., 90.), (0.01, 0.02)) == ['right', 'up']
+
+
+def test_mahalanobis_counts_directions_of_common_spread_little():
+    tasks = dict(
+        a=cloud(0, 0, (10, 0.1), 2000), b=cloud(8, 1, (10, 0.1), 2000))
+    # nearer to b along x, which means nothing here; of a's height
+    assert chosen(gate_of(tasks, metric='mahalanobis'), (8., 0.)) == ['a']
+    assert chosen(gate_of(tasks, metric='euclidean'), (8., 0.)) == ['b']
+
+
+def test_mahalanobis_distance_is_in_units_of_the_spread():
+    gate = gate_of(dict(a=torch.tensor([[-2., 0], [2, 0], [0, 1], [0, -1]])))
+    # variances 8 / 4 and 2 / 4
+    distances = route(gate, (2., 0.), (0., 2.)).distances
+    torch.testing.assert_close(
+        distances, torch.tensor([[2 / 2**0.5], [2 / 0.5**0.5]]))
+
+
+def test_several_prototypes_follow_a_task_of_several_clusters():
+    tasks = dict(
+        ends=torch.cat([cloud(-10, 0), cloud(10, 0)]), middle=cloud(0, 3))
+    points = ((-9., 0.), (9., 1.), (0., 2.))
+    ends = gate_of(tasks, metric='euclidean', num_prototypes=2)
+    assert chosen(ends, *points) == ['ends', 'ends', 'middle']
+    means = route(gate_of(tasks, metric='euclidean'), *points).distances
+    assert means[0, 0] > 5 > route(ends, *points).distances[0, 0]
+
+
+@pytest.mark.parametrize('top_k', [1, 2, 3, 9])
+@pytest.mark.parametrize('metric', METRICS)
+def test_weights_of_the_chosen_experts_sum_to_one(metric, top_k):
+    gate = gate_of(
+        dict(a=cloud(5, 0), b=cloud(0, 5), c=cloud(-5, 0)),
+        metric=metric,
+        top_k=top_k)
+    weights = route(gate, (4., 1.), (1., 1.), (0.5, 5.)).weights
+    assert ((weights > 0).sum(1) == min(top_k, 3)).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+
+
+def test_weights_fall_with_the_distance_in_units_of_the_nearest_spread():
+    square = torch.tensor([[1., 0], [-1, 0], [0, 1], [0, -1]])
+    tasks = dict(a=2 * square, b=7 * square + torch.tensor([10., 0]))
+    gate = gate_of(tasks, metric='euclidean', top_k=2, temperature=0.5)
+    # distances 4 and 6, a's own images lie at 2: softmax(0, -2 / (0.5 * 2))
+    torch.testing.assert_close(
+        route(gate, (4., 0.)).weights,
+        torch.tensor([[0., -2.]]).softmax(1))
+
+
+def test_higher_temperature_evens_the_weights_out():
+    tasks = dict(a=cloud(0, 0), b=cloud(4, 0))
+    cold, hot = (route(
+        gate_of(tasks, top_k=2, temperature=t), (1., 0.)).weights[0, 0]
+                 for t in (0.1, 10.0))
+    assert 0.5 < hot < 0.6 < 0.99 < cold
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis'])
+def test_tie_goes_to_the_task_learned_first(metric):
+    tasks = {name: cloud(i * 50, 0) for i, name in enumerate('abcdefgh')}
+    tied = {name: torch.tensor([[1., 2], [3, 4]]) for name in 'wxyz'}
+    gate = gate_of({**tasks, **tied}, metric=metric)
+    assert chosen(gate, (2., 3.)) == ['w']
+
+
+def test_tie_of_two_experts_is_shared_evenly():
+    tied = {name: torch.tensor([[1., 2], [3, 4]]) for name in 'xyz'}
+    weights = route(gate_of(tied, top_k=2), (9., 9.)).weights
+    assert weights.tolist() == [[0.5, 0.5, 0]]
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_image_on_a_prototype_has_distance_zero(metric):
+    gate = gate_of(
+        dict(a=torch.tensor([[1., 0]]), b=torch.tensor([[0., 1]])),
+        metric=metric,
+        top_k=2)
+    routing = route(gate, (1., 0.))
+    assert routing.distances[0, 0] == 0
+    assert routing.weights.isfinite().all()
+    assert routing.top_expert(0) == 'a'
+
+
+def test_only_expert_gets_everything():
+    gate = gate_of(dict(a=cloud(0, 0)))
+    assert route(gate, (99., 0.)).weights.tolist() == [[1]]
+
+
+def test_gate_without_an_expert_is_refused():
+    with pytest.raises(ValueError, match='the gate has learned no task yet'):
+        route(PrototypeGate(), (0., 0.))
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_order_of_the_tasks_does_not_matter(metric):
+    tasks = dict(
+        a=cloud(4, 0, (1, 3)), b=cloud(0, 4, (2, 1)), c=cloud(-4, 0))
+    points = torch.randn(20, 2) * 5
+    tables = []
+    for names in itertools.permutations(tasks):
+        gate = gate_of({n: tasks[n] for n in names}, metric=metric)
+        table = dict(zip(gate.expert_names, gate.distances(points).T))
+        tables.append(torch.stack([table[n] for n in tasks]))
+    for table in tables[1:]:
+        torch.testing.assert_close(table, tables[0])
+
+
+def test_removal_undoes_a_fit():
+    tasks = dict(a=cloud(4, 0, (1, 3)), b=cloud(0, 4, (2, 1)))
+    gate, points = gate_of(tasks), torch.randn(20, 2) * 5
+    before, state = gate.distances(points), gate.state('a')
+    gate.fit('c', cloud(-4, 0, (5, 5)))
+    assert not torch.equal(gate.distances(points)[:, :2], before)
+    gate.remove('c')
+    assert gate.expert_names == ('a', 'b')
+    assert torch.equal(gate.distances(points), before)
+    assert all(torch.equal(gate.state('a')[k], state[k]) for k in state)
+
+
+def test_unknown_task_is_not_removed():
+    gate = gate_of(dict(a=cloud(0, 0)))
+    with pytest.raises(ValueError, match=r"not learned task 'b'.*\['a'\]"):
+        gate.remove('b')
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_state_round_trip_routes_bit_for_bit(metric):
+    gate = gate_of(
+        dict(a=cloud(3, 1, (1, 2)), b=cloud(1, 4)),
+        metric=metric,
+        num_prototypes=3,
+        top_k=2)
+    again = PrototypeGate(metric=metric, num_prototypes=3, top_k=2)
+    for name in gate.expert_names:
+        state = gate.state(name)
+        assert all(v.dtype == torch.float64 for v in state.values())
+        again.load_state(name, state)
+    x = torch.randn(50, 2) * 4
+    one, two = gate.route(x, [None] * 50), again.route(x, [None] * 50)
+    for field in ('weights', 'distances', 'unfamiliar'):
+        assert torch.equal(getattr(one, field), getattr(two, field))
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis'])
+@pytest.mark.parametrize('quantile', [0.8, 0.95])
+def test_new_images_of_a_task_are_flagged_as_often_as_asked(metric, quantile):
+    # 12 dimensions, so that training images lie much closer than new ones
+    tasks = {n: torch.randn(300, 12) + 30 * i for i, n in enumerate('abc')}
+    gate = gate_of(tasks, metric=metric, unfamiliar_quantile=quantile)
+    new = torch.randn(4000, 12) + 30
+    flagged = gate.route(new, [None] * 4000).unfamiliar.float().mean()
+    assert abs(flagged - (1 - quantile)) < 0.04
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_far_image_is_unfamiliar_and_near_one_is_not(metric):
+    gate = gate_of(
+        dict(a=cloud(30, 0), b=cloud(0, 30)),
+        metric=metric,
+        unfamiliar_quantile=1.0)
+    routing = route(gate, (30., 0.), (0., 31.), (-30., -30.), (60., 70.))
+    assert routing.unfamiliar.tolist() == [False, False, True, True]
+
+
+def test_task_of_one_image_flags_nothing():
+    gate = gate_of(dict(a=torch.zeros(1, 2)))
+    assert not route(gate, (1e6, 0.)).unfamiliar.any()
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_nearest_is_the_expert_nearest_on_average(metric):
+    gate = gate_of(dict(a=cloud(20, 0), b=cloud(0, 20)), metric=metric)
+    assert gate.nearest(cloud(4, 15)) == 'b'
+    assert gate.nearest(cloud(15, 4)) == 'a'
+    assert gate.expert_names == ('a', 'b')
+
+
+@pytest.mark.parametrize('metric', METRICS)
+@pytest.mark.parametrize('use', [
+    lambda gate, x: gate.fit('b', x), lambda gate, x: gate.nearest(x),
+    lambda gate, x: gate.route(x, [None] * len(x))
+])  # yapf: disable
+def test_embeddings_of_another_size_are_refused(metric, use):
+    gate = gate_of(dict(a=cloud(0, 0)), metric=metric)
+    with pytest.raises(ValueError, match="have 3 values, those of task 'a' 2"):
+        use(gate, torch.zeros(4, 3))
+    assert gate.expert_names == ('a', )
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('use', [
+    lambda gate, x: gate.fit('b', x), lambda gate, x: gate.nearest(x),
+    lambda gate, x: gate.route(x, [None] * len(x))
+])  # yapf: disable
+def test_embeddings_that_are_not_finite_are_refused(value, use):
+    x = torch.zeros(4, 2)
+    x[3, 1] = value
+    with pytest.raises(ValueError, match='not finite: check the normalisat'):
+        use(gate_of(dict(a=cloud(0, 0))), x)
+
+
+@pytest.mark.parametrize('embeddings', [None, torch.zeros(0, 2)])
+def test_task_without_images_is_refused(embeddings):
+    with pytest.raises(ValueError, match="'a' gave the gate no images"):
+        PrototypeGate().fit('a', embeddings)
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(metric='manhattan'), "gate.metric must be one of .*'manhattan'"),
+    (dict(num_prototypes=0), 'gate.num_prototypes must be >= 1, got 0'),
+    (dict(top_k=0), 'gate.top_k must be >= 1, got 0'),
+    (dict(temperature=0), 'gate.temperature must be > 0, got 0'),
+    (dict(unfamiliar_quantile=1.1), r'quantile must be in \(0, 1\], got 1.1'),
+    (dict(shrinkage=0), r'gate.shrinkage must be in \(0, 1\], got 0'),
+])  # yapf: disable
+def test_argument_out_of_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PrototypeGate(**options)
+
+
+def test_config_builds_it():
+    gate = TASK_UTILS.build(dict(type='PrototypeGate', metric='cosine'))
+    assert gate.needs_embeddings and gate.metric == 'cosine'

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named adapters and the cache of merged weights."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmseg_mile.models.lora import Adapter, AdapterLibrary
+
+
+def adapter(value: float) -> Adapter:
+    """Add ``value`` to every entry of layer ``a``."""
+    return Adapter({
+        'a.lora_A.weight': torch.ones(1, 2),
+        'a.lora_B.weight': torch.full((2, 1), value)
+    }, {}, 1.0)
+
+
+@pytest.fixture
+def library() -> AdapterLibrary:
+    """Two experts, two merged sets kept."""
+    library = AdapterLibrary(merge_cache_size=2)
+    library['one'], library['two'] = adapter(1.), adapter(2.)
+    return library
+
+
+@pytest.fixture
+def base() -> dict:
+    """Layer ``a`` at zero."""
+    return {'a.weight': torch.zeros(2, 2)}
+
+
+def value(library: AdapterLibrary, base: dict, **mixture: float) -> float:
+    """Read the merged weight's only value."""
+    weight = library.merged(mixture, base)['a.weight']
+    assert (weight == weight[0, 0]).all()
+    return float(weight[0, 0])
+
+
+def test_names_keep_their_order(library):
+    assert library.names == ('one', 'two')
+    assert 'one' in library and 'three' not in library
+
+
+@pytest.mark.parametrize('use', [
+    lambda library: library['three'],
+    lambda library: library.__delitem__('three'),
+    lambda library: library.merged({'three': 1.0}, {}),
+])
+def test_unknown_expert_is_refused_with_the_known_ones(library, use):
+    with pytest.raises(ValueError, match=r"'three'; experts: \['one', 'two'"):
+        use(library)
+
+
+def test_cache_of_no_size_is_refused():
+    with pytest.raises(ValueError, match='merge_cache_size .* got 0'):
+        AdapterLibrary(0)
+
+
+def test_removed_expert_is_gone_and_the_others_stay(library, base):
+    value(library, base, one=1.0)
+    del library['one']
+    assert library.names == ('two', )
+    with pytest.raises(ValueError, match="unknown expert 'one'"):
+        library.merged({'one': 1.0}, base)
+    assert value(library, base, two=1.0) == 2
+
+
+def test_merged_weights_are_kept(library, base):
+    first = library.merged({'one': 1.0}, base)
+    assert library.merged({'one': 1.0}, base) is first
+
+
+def test_order_of_a_mixture_does_not_matter(library, base):
+    first = library.merged({'one': 0.5, 'two': 0.5}, base)
+    assert library.merged({'two': 0.5, 'one': 0.5}, base) is first
+
+
+def test_least_recently_used_is_dropped(library, base):
+    one = library.merged({'one': 1.0}, base)
+    two = library.merged({'two': 1.0}, base)
+    library.merged({'one': 1.0}, base)
+    library.merged({'one': 0.5, 'two': 0.5}, base)
+    assert library.merged({'one': 1.0}, base) is one
+    assert library.merged({'two': 1.0}, base) is not two
+
+
+def test_replaced_expert_is_merged_anew(library, base):
+    assert value(library, base, one=0.5, two=0.5) == 1.5
+    library['two'] = adapter(4.)
+    assert value(library, base, one=0.5, two=0.5) == 2.5
+
+
+def test_base_that_was_written_to_is_merged_anew(library, base):
+    assert value(library, base, one=1.0) == 1
+    base['a.weight'].fill_(10)
+    assert value(library, base, one=1.0) == 11
+
+
+def test_base_that_was_moved_is_merged_anew(library, base):
+    value(library, base, one=1.0)
+    moved = {'a.weight': base['a.weight'].double()}
+    assert library.merged({'one': 1.0}, moved)['a.weight'].dtype == (
+        torch.double)
+
+
+def test_merged_weights_record_no_gradient(library, base):
+    base['a.weight'].requires_grad_()
+    assert not library.merged({'one': 1.0}, base)['a.weight'].requires_grad
+
+
+def test_norms_are_renewed_from_a_base_that_was_trained(library, base):
+    owner = adapter(1.)
+    owner.norm = {'n.weight': torch.zeros(3)}
+    library['owner'] = owner
+    library.copy_norms(dict(base, **{'n.weight': torch.ones(3)}))
+    assert torch.equal(library['owner'].norm['n.weight'], torch.ones(3))
+    assert library['one'].norm == {}

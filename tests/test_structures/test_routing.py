@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a routing says about each image."""
+from __future__ import annotations
+
+import torch
+
+from mmseg_mile.structures import Routing
+
+
+def routing(*rows: list) -> Routing:
+    """Route images to experts a, b and c with these weights."""
+    weights = torch.tensor(rows)
+    return Routing(('a', 'b', 'c'), weights, torch.zeros_like(weights),
+                   torch.zeros(len(rows), dtype=torch.bool))
+
+
+def test_length_is_the_number_of_images():
+    assert len(routing([1., 0, 0], [0, 1, 0])) == 2
+
+
+def test_top_expert_has_the_largest_weight():
+    assert routing([.2, .3, .5]).top_expert(0) == 'c'
+
+
+def test_mixture_leaves_out_experts_without_weight():
+    assert routing([.25, 0, .75]).mixture(0) == {'a': .25, 'c': .75}
+
+
+def test_images_of_one_expert_form_one_group():
+    hard = routing([0, 1., 0], [1, 0, 0], [0, 1, 0])
+    assert hard.groups() == [({'b': 1.0}, [0, 2]), ({'a': 1.0}, [1])]
+
+
+def test_images_with_other_weights_of_the_same_experts_are_kept_apart():
+    soft = routing([.5, .5, 0], [.25, .75, 0], [.5, .5, 0])
+    assert [indices for _, indices in soft.groups()] == [[0, 2], [1]]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names and classes of a task."""
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mmseg_mile.structures import Task, check_task_name
+
+
+def make_task(**fields: object) -> Task:
+    """Make a task of two classes, with some fields changed."""
+    values = dict(
+        name='day',
+        classes=('road', 'sky'),
+        palette=((0, 0, 0), (1, 1, 1)),
+        train_dataset={},
+        val_dataset={})
+    return Task(**{**values, **fields})
+
+
+@pytest.mark.parametrize(
+    'name', ['day', 'ACDC fog', 'cam-1.5', 'c++', '_x', '7', 'Zürich'])
+def test_usable_name_is_returned(name):
+    assert check_task_name(name) == name
+
+
+@pytest.mark.parametrize('name', [
+    '', ' ', ' day', 'day ', '.', '..', '.day', 'day.', '../day', 'a/b',
+    'a\\b', 'a\nb', 'day\n', 'a:b', 'a\0b', '-day', None, 7
+])
+def test_name_that_is_no_folder_of_the_library_is_refused(name):
+    with pytest.raises(ValueError, match='task name must start with'):
+        check_task_name(name)
+
+
+def test_task_checks_its_name():
+    with pytest.raises(ValueError, match='Rename the task'):
+        make_task(name='a/b')
+
+
+def test_task_without_classes_is_refused():
+    with pytest.raises(ValueError, match="'day' has no classes"):
+        make_task(classes=())
+
+
+def test_class_named_twice_is_refused():
+    with pytest.raises(ValueError, match="'day' names a class twice"):
+        make_task(classes=('road', 'sky', 'road'))
+
+
+def test_number_of_classes_is_that_of_the_task():
+    assert make_task().num_classes == 2
+
+
+def test_task_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_task().name = 'night'
+
+
+def test_print_leaves_out_the_dataset_configs():
+    assert 'secret' not in repr(make_task(train_dataset=dict(a='secret')))
