@@ -41,12 +41,12 @@ heatnet = dict(type='HeatNetDataset', data_root='heatnet', modality='thermal')
 train_cfg = dict(
     type='IncrementalTaskLoop',
     stream='demo',
-    max_iters=100,
+    max_iters=80,
     data_root='data/demo',
     tasks=[
         dict(
             name='day',
-            max_iters=200,
+            max_iters=160,
             train_dataset=dict(cityscapes, **train),
             val_dataset=dict(cityscapes, **val)),
         dict(
@@ -66,5 +66,5 @@ train_cfg = dict(
             train_dataset=dict(
                 heatnet, split='train', time='day', pipeline=thermal),
             val_dataset=dict(
-                heatnet, split='test', time='all', pipeline=see_thermal)),
+                heatnet, split='test', time='day', pipeline=see_thermal)),
     ])

@@ -59,11 +59,10 @@ class CropColumns(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Crop the image and the ground truth, each once."""
         done = results.setdefault('cropped_columns', {})
+        self.check_same(
+            results.setdefault('asked_columns', (self.left, self.right)))
         for key in ['img', *results.get('seg_fields', [])]:
-            if key not in results:
-                continue
-            if key in done:
-                self.check_same(done[key])
+            if key not in results or key in done:
                 continue
             # The only frame whose columns are those of the file.
             if key == 'img' and results['img'].shape[:2] != tuple(
@@ -72,8 +71,9 @@ class CropColumns(BaseTransform):
                     f'CropColumns: the image is {results["img"].shape[:2]} '
                     f'but was loaded as {results["ori_shape"]}; put '
                     'CropColumns right after loading the image.')
-            results[key] = self.crop(results[key], key, results)
-            done[key] = (self.left, self.right)
+            left, right = self.columns(results[key], key, results)
+            results[key] = np.ascontiguousarray(results[key][:, left:right])
+            done[key] = (left, right)
             if key == 'img':
                 results['img_shape'] = results['img'].shape[:2]
                 results['ori_shape'] = results['img'].shape[:2]
@@ -86,8 +86,9 @@ class CropColumns(BaseTransform):
                 f'CropColumns: already cropped to columns {list(columns)}, '
                 f'now asked for {[self.left, self.right]}; use one range.')
 
-    def crop(self, array: np.ndarray, key: str, results: dict) -> np.ndarray:
-        """Cut the columns out of an H x W (x C) array."""
+    def columns(self, array: np.ndarray, key: str,
+                results: dict) -> tuple[int, int]:
+        """The columns in pixels of an H x W (x C) array."""
         width = array.shape[1]
         scale = width / self.full_width if self.full_width else 1
         left, right = round(self.left * scale), round(self.right * scale)
@@ -95,7 +96,7 @@ class CropColumns(BaseTransform):
             raise ValueError(
                 f'CropColumns: {key} of {results.get("img_path")!r} has '
                 f'{width} columns, too few for [{left}, {right}).')
-        return np.ascontiguousarray(array[:, left:right])
+        return left, right
 
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(left={self.left}, '

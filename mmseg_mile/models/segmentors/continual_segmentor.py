@@ -56,7 +56,7 @@ class ContinualSegmentor(EncoderDecoder):
         num_classes = decode_head.get('num_classes', 2)
         super().__init__(
             backbone=backbone,
-            decode_head=head_config(decode_head, num_classes),
+            decode_head=dict(decode_head, num_classes=num_classes),
             **kwargs)
         if not is_distributed():
             # SyncBN needs a process group; its values fit BN as they are

@@ -137,10 +137,9 @@ def test_expert_of_the_base_task_equals_the_trained_base(stream_run):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
-def test_nothing_of_the_model_is_left_trainable_but_the_idle_head(stream_run):
+def test_base_ends_frozen(stream_run):
     model = stream_run.runner.model
     assert not any(p.requires_grad for p in model.backbone.parameters())
-    assert model.auxiliary_head is None
 
 
 @pytest.mark.parametrize('domain', DOMAINS)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experts as checkpoints of plain MMSegmentation."""
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.apis import init_model
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from tiny_stream import TINY_MODEL
+
+from mmseg_mile.apis import export_expert, stock_config
+from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.structures import Task
+
+TASK = Task('fog', ('sky', 'road', 'car'),
+            ((70, 130, 180), (128, 64, 128), (0, 0, 142)), {}, {})
+TINY_MIT = dict(
+    type='MixVisionTransformer',
+    embed_dims=8,
+    num_layers=[1, 1, 1, 1],
+    num_heads=[1, 2, 2, 4],
+    sr_ratios=[4, 2, 1, 1],
+    init_cfg=dict(type='Pretrained', checkpoint='mit_b0.pth'))
+
+
+def model_config(kind):
+    """A CNN that owns norm statistics, or a transformer."""
+    config = copy.deepcopy(TINY_MODEL)
+    config['backbone'].update(base_training='none')
+    config['gate'] = dict(type='OracleGate')
+    config['init_from'] = 'base'
+    config['auxiliary_head'] = dict(
+        type='FCNHead', in_channels=32, in_index=2, channels=8, num_classes=19)
+    if kind == 'transformer':
+        config['backbone'].update(backbone=dict(TINY_MIT), train_norm=False)
+        config['decode_head']['in_channels'] = [8, 16, 16, 32]
+        config['auxiliary_head']['in_channels'] = 16
+    return config
+
+
+def disturb(tensors):
+    """Move every value that training would, and keep variances positive."""
+    for key, value in tensors.items():
+        if value.is_floating_point():
+            value += 0.1 * torch.rand_like(value)
+
+
+@pytest.fixture(scope='module', params=['cnn', 'transformer'])
+def trained(request):
+    """A model with one expert that differs from the base, and its config."""
+    torch.manual_seed(0)
+    init_default_scope('mmseg')
+    config = model_config(request.param)
+    model = MODELS.build(copy.deepcopy(config))
+    assert isinstance(model, ExpertSegmentor)
+    model.begin_task(TASK, [])
+    model.end_task(TASK, [])
+    adapter = model.backbone.experts[TASK.name]
+    for tensors in (adapter.lora, adapter.norm, model.heads[TASK.name].state):
+        disturb(tensors)
+    assert bool(adapter.norm) == (request.param == 'cnn')
+    return model.eval(), config
+
+
+@pytest.fixture
+def stock(trained, tmp_path):
+    """The exported expert, built and loaded by plain MMSegmentation."""
+    model, config = trained
+    torch.save(export_expert(model, TASK.name), tmp_path / 'fog.pth')
+    stock_config(config, model, TASK.name).dump(tmp_path / 'fog.py')
+    return init_model(tmp_path / 'fog.py', str(tmp_path / 'fog.pth'), 'cpu')
+
+
+def predict(model, images):
+    size = images.shape[-2:]
+    samples = [
+        SegDataSample(
+            metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
+        for _ in images
+    ]
+    with torch.no_grad():
+        return model.predict(images, samples)
+
+
+def test_exported_model_is_a_stock_one(stock):
+    assert type(stock).__name__ == 'EncoderDecoder'
+    assert type(stock.backbone).__module__.startswith('mmseg.')
+
+
+def test_export_has_exactly_the_stock_keys(trained, stock):
+    model, _ = trained
+    state = export_expert(model, TASK.name)['state_dict']
+    assert list(state) == list(stock.state_dict())
+    stock.load_state_dict(state, strict=True)
+
+
+def test_exported_model_predicts_what_the_expert_predicts(trained, stock):
+    model, _ = trained
+    images = torch.randn(2, 3, 64, 96)
+    with model.forced(TASK.name):
+        mine = predict(model, images)
+    theirs = predict(stock, images)
+    for expert, exported in zip(mine, theirs):
+        torch.testing.assert_close(
+            exported.seg_logits.data, expert.seg_logits.data, rtol=0,
+            atol=1e-4)
+        assert torch.equal(exported.pred_sem_seg.data,
+                           expert.pred_sem_seg.data)
+        assert expert.pred_sem_seg.data.unique().numel() > 1
+
+
+def test_export_differs_from_the_base(trained):
+    model, _ = trained
+    state = export_expert(model, TASK.name)['state_dict']
+    base = model.backbone.base_state()
+    changed = [key for key, value in base.items()
+               if not torch.equal(state[f'backbone.{key}'], value)]
+    assert len(changed) > len(base) / 4
+
+
+def test_export_leaves_the_model_as_it_was(trained):
+    model, _ = trained
+    before = model.backbone.fingerprint()
+    export_expert(model, TASK.name)
+    assert model.backbone.fingerprint() == before
+
+
+def test_classes_and_palette_travel_along(stock):
+    assert stock.dataset_meta == dict(
+        classes=list(TASK.classes), palette=[list(c) for c in TASK.palette])
+
+
+def test_export_says_where_it_comes_from(trained):
+    model, _ = trained
+    meta = export_expert(model, TASK.name)['meta']
+    assert meta['expert'] == 'fog'
+    assert meta['base_fingerprint'] == model.backbone.fingerprint()
+
+
+def test_stock_config_asks_for_no_download(trained):
+    model, config = trained
+    stock = stock_config(config, model, TASK.name)
+    assert 'init_cfg' not in stock.model.backbone
+    assert set(stock) == {'default_scope', 'model'}
+
+
+def test_stock_config_keeps_the_config_it_came_from(trained):
+    model, config = trained
+    before = Config(copy.deepcopy(config))
+    stock_config(config, model, TASK.name)
+    assert Config(config)._cfg_dict == before._cfg_dict
+
+
+def test_unknown_expert_is_named(trained):
+    model, _ = trained
+    with pytest.raises(ValueError, match=r"'rain'; experts: \['fog'\]"):
+        export_expert(model, 'rain')

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring a task with a model whose predictions are known."""
+from __future__ import annotations
+
+import contextlib
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+from mmseg_mile.engine import task_evaluator
+from mmseg_mile.engine.task_evaluator import (TaskScore, cross_experts,
+                                              evaluate_forced, evaluate_task)
+from mmseg_mile.evaluation import DomainIoU
+from mmseg_mile.structures import Task
+
+# Two experts whose label spaces share 'car' only.
+CLASSES = dict(day=('road', 'car'), night=('cold', 'hot', 'car'))
+
+
+class KnownModel:
+    """Predicts class 1 everywhere, with the experts that it is told."""
+
+    def __init__(self, routing, expert_names=('day', 'night')):
+        self.routing = list(routing)
+        self.expert_names = tuple(expert_names)
+        self.batches = []
+        self._forced = None
+
+    def eval(self):
+        return self
+
+    @contextlib.contextmanager
+    def forced(self, expert):
+        self._forced = expert
+        yield
+        self._forced = None
+
+    def test_step(self, batch):
+        self.batches.append((self._forced, len(batch['inputs'])))
+        outputs = []
+        for pixels, sample in zip(batch['inputs'], batch['data_samples']):
+            assert 'expert' not in sample, 'the sample was predicted before'
+            # An image holds the position of its routing.
+            expert = self._forced or self.routing[int(pixels[0, 0, 0])]
+            mixture = expert if isinstance(expert, dict) else {expert: 1.0}
+            expert = max(mixture, key=mixture.get)
+            sample.set_metainfo(
+                dict(expert=expert, mixture=mixture, classes=CLASSES[expert]))
+            blended = 0 if len(mixture) > 1 else 1
+            sample.pred_sem_seg = PixelData(
+                data=torch.full((1, 2, 2), blended))
+            outputs.append(sample)
+        return outputs
+
+
+def loader_of(num_images, batch_size=2):
+    batches = []
+    for start in range(0, num_images, batch_size):
+        indices = range(start, min(start + batch_size, num_images))
+        batches.append(
+            dict(
+                inputs=[torch.full((3, 2, 2), i) for i in indices],
+                data_samples=[
+                    SegDataSample(
+                        gt_sem_seg=PixelData(data=torch.ones(1, 2, 2).long()))
+                    for _ in indices
+                ]))
+    return batches
+
+
+@pytest.fixture
+def task():
+    return Task('day', CLASSES['day'], ((0, 0, 0), ) * 2, {}, {})
+
+
+@pytest.fixture
+def runner():
+    seen = []
+    return SimpleNamespace(
+        seen=seen,
+        call_hook=lambda name, **kwargs: seen.append((name, kwargs)))
+
+
+def test_images_routed_right_are_predicted_once(runner, task):
+    model = KnownModel(['day'] * 3)
+    evaluate_task(runner, model, task, loader_of(3))
+    assert model.batches == [(None, 2), (None, 1)]
+
+
+def test_images_routed_wrong_are_predicted_again_by_their_expert(runner, task):
+    model = KnownModel(['night', 'day', 'night', 'night'])
+    evaluate_task(runner, model, task, loader_of(4))
+    assert model.batches == [(None, 2), ('day', 1), (None, 2), ('day', 2)]
+
+
+def test_routed_score_has_the_predictions_of_the_chosen_experts(runner, task):
+    # Expert night says class 1, 'hot', which the task lacks.
+    score = evaluate_task(runner, KnownModel(['night', 'day']), task,
+                          loader_of(2))
+    assert score.routed.miou() == 50
+    assert score.oracle.miou() == 100
+
+
+def test_chosen_experts_are_counted(runner, task):
+    score = evaluate_task(runner, KnownModel(['night', 'day', 'night']), task,
+                          loader_of(3))
+    assert score.chosen == {'night': 2, 'day': 1}
+
+
+def test_oracle_digest_does_not_depend_on_the_routing(runner, task):
+    digests = {
+        evaluate_task(runner, KnownModel(routing), task, loader_of(3)).digest
+        for routing in (['day'] * 3, ['night'] * 3, ['day', 'night', 'day'])
+    }
+    assert len(digests) == 1 and len(digests.pop()) == 64
+
+
+def test_blend_with_the_own_expert_ahead_is_no_oracle(runner, task):
+    blend = dict(day=0.6, night=0.4)
+    model = KnownModel([blend])
+    score = evaluate_task(runner, model, task, loader_of(1))
+    assert model.batches == [(None, 1), ('day', 1)]
+    assert (score.routed.miou(), score.oracle.miou()) == (0, 100)
+
+
+def test_task_without_expert_has_no_oracle(runner, task):
+    model = KnownModel(['night'] * 2, expert_names=['night'])
+    score = evaluate_task(runner, model, task, loader_of(2))
+    assert model.batches == [(None, 2)]
+    assert score.oracle is None and score.digest == ''
+
+
+def test_hooks_see_every_routed_batch_once(runner, task):
+    evaluate_task(runner, KnownModel(['night'] * 3), task, loader_of(3))
+    assert [name for name, _ in runner.seen] == ['after_stream_val_iter'] * 2
+    assert [[s.expert for s in kwargs['data_samples']]
+            for _, kwargs in runner.seen] == [['night', 'night'], ['night']]
+    assert all(kwargs['task'] is task for _, kwargs in runner.seen)
+
+
+def test_samples_carry_their_task(runner, task):
+    evaluate_task(runner, KnownModel(['day']), task, loader_of(1))
+    assert runner.seen[0][1]['data_samples'][0].task == 'day'
+
+
+def test_forced_expert_predicts_all_images(task):
+    model = KnownModel(['day'] * 3)
+    assert evaluate_forced(model, task, loader_of(3), 'night') == 0
+    assert model.batches == [('night', 2), ('night', 1)]
+
+
+def test_every_expert_is_forced_on_every_other_task(task):
+    other = Task('night', CLASSES['night'], ((0, 0, 0), ) * 3, {}, {})
+    model = KnownModel([])
+    matrix = cross_experts(model, [task, other], lambda _: loader_of(1))
+    assert model.batches == [('night', 1), ('day', 1)]
+    # Truth is class 1: 'car' and 'hot'; both experts say class 1.
+    np.testing.assert_array_equal(matrix, [[np.nan, 0], [0, np.nan]])
+
+
+def score_of(truth, digest):
+    both = []
+    for _ in range(2):
+        counts = DomainIoU(('road', 'car'))
+        counts.update(np.ones((1, 2), int), ('road', 'car'), truth)
+        both.append(counts)
+    return TaskScore(*both, {'day': 1}, digest)
+
+
+def test_scores_of_several_processes_are_added(monkeypatch, runner, task):
+    other = score_of(np.zeros((1, 2), int), 'b')
+    other.chosen = task_evaluator.Counter(day=1, night=4)
+    monkeypatch.setattr(task_evaluator, 'all_gather_object',
+                        lambda score: [score, copy.deepcopy(other)])
+    score = evaluate_task(runner, KnownModel(['day']), task, loader_of(1))
+    assert score.routed.confusion.tolist() == [[0, 2, 0], [0, 4, 0]]
+    assert score.oracle.confusion.tolist() == [[0, 2, 0], [0, 4, 0]]
+    assert score.chosen == {'day': 2, 'night': 4}
+
+
+def test_digest_covers_the_images_of_all_processes(monkeypatch, runner, task):
+    digests = set()
+    for theirs in ('b', 'c'):
+        monkeypatch.setattr(
+            task_evaluator, 'all_gather_object',
+            lambda score, theirs=theirs:
+            [score, score_of(np.zeros((1, 2), int), theirs)])
+        digests.add(
+            evaluate_task(runner, KnownModel(['day']), task,
+                          loader_of(1)).digest)
+    assert len(digests) == 2

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole models on disk."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmseg_mile.experts.model_store import load_model, save_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A stored model of one tensor."""
+    save_model(tmp_path / 'day', {'a': torch.arange(3.)}, ('road', 'sky'),
+               ((1, 2, 3), (4, 5, 6)), dict(seed=1))
+    return tmp_path / 'day'
+
+
+def test_model_comes_back_with_its_label_space(folder):
+    state, classes, palette = load_model(folder)
+    assert torch.equal(state['a'], torch.arange(3.))
+    assert classes == ('road', 'sky')
+    assert palette == ((1, 2, 3), (4, 5, 6))
+
+
+def test_changed_weights_are_refused_by_name(folder):
+    path = folder / 'model.safetensors'
+    path.write_bytes(path.read_bytes()[:-1] + b'?')
+    with pytest.raises(ValueError, match='model.safetensors is missing or'):
+        load_model(folder)
+
+
+def test_changed_record_is_refused_by_name(folder):
+    path = folder / 'model.json'
+    path.write_text(path.read_text().replace('road', 'roaD'))
+    with pytest.raises(ValueError, match='model.json was changed'):
+        load_model(folder)
+
+
+@pytest.mark.parametrize('file', ['model.json', 'model.safetensors'])
+def test_missing_file_is_refused_by_name(folder, file):
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=file):
+        load_model(folder)
+
+
+def test_record_of_another_schema_is_refused(folder):
+    (folder / 'model.json').write_text('{"schema": 2}')
+    with pytest.raises(ValueError, match='model.json.* is not of schema 1'):
+        load_model(folder)
