@@ -11,15 +11,15 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, HOOKS, MODELS, PARAM_SCHEDULERS
 
+from mmseg.registry import DATASETS, HOOKS, MODELS, PARAM_SCHEDULERS
 from mmseg_mile.engine.loops.stream_checks import check_schedule
 from mmseg_mile.models import ContinualSegmentor, ExpertSegmentor
 from mmseg_mile.structures import Task
 
 ROOT = Path(__file__).resolve().parents[1] / 'configs'
-LEAVES = sorted(path for path in ROOT.rglob('*.py')
-                if '_base_' not in path.parts)
+LEAVES = sorted(
+    path for path in ROOT.rglob('*.py') if '_base_' not in path.parts)
 STREAMS = sorted((ROOT / '_base_' / 'streams').glob('*.py'))
 
 by_leaf = pytest.mark.parametrize(
@@ -34,30 +34,31 @@ def load(path):
 def without_init_cfg(config):
     """No pretrained weights, which would be downloaded."""
     if isinstance(config, dict):
-        return {key: without_init_cfg(value)
-                for key, value in config.items() if key != 'init_cfg'}
+        return {
+            key: without_init_cfg(value)
+            for key, value in config.items() if key != 'init_cfg'
+        }
     return config
 
 
 @lru_cache(maxsize=None)
-def build(text):
-    """Configs that differ in their stream only share a model."""
-    return MODELS.build(without_init_cfg(Config.fromstring(text, '.py').model))
-
-
 def model_of(path):
+    """The model; configs that differ in their stream only share one."""
+    same = next(
+        leaf for leaf in LEAVES if load(leaf).model == load(path).model)
+    if same != path:
+        return model_of(same)
     init_default_scope('mmseg')
-    return build(Config(dict(model=load(path).model)).pretty_text)
+    return MODELS.build(without_init_cfg(load(path).model))
 
 
 def tasks_of(path):
     cfg = load(path)
     init_default_scope('mmseg')
     return [
-        Task(
-            config['name'],
-            tuple(lazy(config['val_dataset']).metainfo['classes']), (), {}, {},
-            config.get('max_iters', cfg.train_cfg.max_iters))
+        Task(config['name'],
+             tuple(lazy(config['val_dataset']).metainfo['classes']), (), {},
+             {}, config.get('max_iters', cfg.train_cfg.max_iters))
         for config in cfg.train_cfg.tasks
     ]
 
@@ -98,8 +99,9 @@ def test_model_can_learn_the_stream(path):
 def test_datasets_agree_on_their_classes(path):
     init_default_scope('mmseg')
     for task in load(path).train_cfg.tasks:
-        train, val = (lazy(task[f'{split}_dataset']).metainfo
-                      for split in ('train', 'val'))
+        train, val = (
+            lazy(task[f'{split}_dataset']).metainfo
+            for split in ('train', 'val'))
         assert train['classes'] == val['classes']
         assert len(val['palette']) == len(val['classes']) > 1
 
@@ -109,8 +111,10 @@ def test_pipelines_build(path):
     init_default_scope('mmseg')
     for task in load(path).train_cfg.tasks:
         for split in ('train', 'val'):
-            steps = [type(step).__name__ for step in Compose(
-                task[f'{split}_dataset'].pipeline).transforms]
+            steps = [
+                type(step).__name__ for step in Compose(
+                    task[f'{split}_dataset'].pipeline).transforms
+            ]
             assert steps[0].startswith('Load')
             assert 'LoadAnnotations' in steps
             assert steps[-1] == 'PackSegInputs'
@@ -133,8 +137,10 @@ def test_schedule_fits_every_task(path):
         optimizer = torch.optim.SGD([parameter], lr=1.0)
         for config in cfg.param_scheduler:
             scheduler = PARAM_SCHEDULERS.build(
-                dict(config, optimizer=optimizer,
-                     end=config.get('end', task.max_iters)))
+                dict(
+                    config,
+                    optimizer=optimizer,
+                    end=config.get('end', task.max_iters)))
             scheduler.step()
 
 

@@ -280,8 +280,8 @@ def quick() -> Callable[[], Any]:
 
 
 @pytest.fixture(scope='session')
-def stream_run(learn: Callable[..., StreamRun],
-               tiny_config: Callable[..., Config],
+def stream_run(learn: Callable[..., StreamRun], tiny_config: Callable[...,
+                                                                      Config],
                tmp_path_factory: pytest.TempPathFactory) -> StreamRun:
     """The tiny stream, learned without interruption; look, do not touch."""
     return learn(tiny_config(tmp_path_factory.mktemp('stream') / 'run'))

@@ -40,10 +40,10 @@ def parse_args() -> argparse.Namespace:
 def stream_images(runner: Runner, loop: Any) -> Dict[str, Tuple[Any, Any]]:
     """Loaders of each task's training and validation images."""
     return {
-        task.name: (loop.data.prototype_loader(runner, task,
-                                               loop.val_dataloader,
-                                               loop.max_prototype_images),
-                    loop.data.val_loader(runner, task, loop.val_dataloader))
+        task.name:
+        (loop.data.prototype_loader(runner, task, loop.val_dataloader,
+                                    loop.max_prototype_images),
+         loop.data.val_loader(runner, task, loop.val_dataloader))
         for task in loop.tasks
     }
 
@@ -104,11 +104,10 @@ def main() -> None:
                 confusion, flagged = route_all(PrototypeGate(**options), part)
                 right = confusion.diagonal() / confusion.sum(1)
                 all_right = confusion.trace() / confusion.sum()
-                table.add_row([label, scale, len(columns), gate] +
-                              [f'{100 * r:.1f}' for r in right] + [
-                                  f'{100 * all_right:.1f}',
-                                  f'{100 * flagged:.1f}'
-                              ])
+                table.add_row(
+                    [label, scale, len(columns), gate] +
+                    [f'{100 * r:.1f}' for r in right] +
+                    [f'{100 * all_right:.1f}', f'{100 * flagged:.1f}'])
     print(table)
 
 

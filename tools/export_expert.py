@@ -25,8 +25,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the config that was trained')
     parser.add_argument('work_dir', help='the work dir that the run left')
     parser.add_argument('expert', help='name of the expert')
-    parser.add_argument('out', help='checkpoint to write; its config goes '
-                        'beside it, with the suffix .py')
+    parser.add_argument(
+        'out',
+        help='checkpoint to write; its config goes '
+        'beside it, with the suffix .py')
     return parser.parse_args()
 
 

@@ -8,6 +8,11 @@ _base_ = [
     '../_base_/streams/camvid-idd_lite.py', '../_base_/schedules/laptop.py',
     '../_base_/default_runtime.py'
 ]
-# With a minute or two per task, a base that learns the first task in full
-# gives every expert a better start than ImageNet alone.
-model = dict(backbone=dict(base_training='first_task'))
+# Within a minute or two per task, a base that learned the first task in full
+# gives the later experts a better start than ImageNet alone.
+model = dict(
+    backbone=dict(base_training='first_task'),
+    decode_head=dict(
+        loss_decode=dict(class_weight=[1.0, 2.0, 3.0, 1.5, 2.0, 1.0, 1.0])))
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys=dict(lora_=dict(lr_mult=2.0))))

@@ -38,8 +38,8 @@ def export_expert(model: ExpertSegmentor, name: str) -> Dict[str, Any]:
         state[f'decode_head.{key}'] = value.detach().cpu().contiguous()
     meta = dict(
         dataset_meta=dict(
-            classes=list(head.classes), palette=[list(c) for c in
-                                                 head.palette]),
+            classes=list(head.classes),
+            palette=[list(c) for c in head.palette]),
         expert=name,
         base_fingerprint=model.backbone.fingerprint())
     return dict(meta=meta, state_dict=state)

@@ -53,9 +53,9 @@ class StageEmbeddings:
         """(N, D) over all stages and both statistics."""
         model = self._model
         return torch.cat([
-            self._embedder(
-                model.backbone,
-                model.data_preprocessor(batch, False)['inputs']).cpu()
+            self._embedder(model.backbone,
+                           model.data_preprocessor(batch,
+                                                   False)['inputs']).cpu()
             for batch in loader
         ])
 

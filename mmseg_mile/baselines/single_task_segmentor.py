@@ -45,8 +45,7 @@ class SingleTaskSegmentor(ContinualSegmentor):
         """Back to the pretrained backbone, with a new head."""
         self._remember_pretrained()
         self.backbone.load_state_dict(self._pretrained)
-        self.speak(
-            self.new_head(task.num_classes), task.classes, task.palette)
+        self.speak(self.new_head(task.num_classes), task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
 
     def end_task(self, task: Task, loader: Iterable[dict]) -> None:
@@ -64,12 +63,12 @@ class SingleTaskSegmentor(ContinualSegmentor):
         outputs: List[Any] = [None] * len(inputs)
         for task in dict.fromkeys(tasks):
             indices = [i for i, t in enumerate(tasks) if t == task]
-            name = self._forced or (
-                task if task in self._models else self.expert_names[-1])
+            name = self._forced or (task if task in self._models else
+                                    self.expert_names[-1])
             self._take(name)
             group = super().predict(
-                inputs[indices],
-                data_samples and [data_samples[i] for i in indices])
+                inputs[indices], data_samples
+                and [data_samples[i] for i in indices])
             for index, sample in zip(indices, group):
                 sample.set_metainfo(dict(expert=name))
                 outputs[index] = sample

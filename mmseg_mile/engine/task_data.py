@@ -14,8 +14,7 @@ from mmseg.registry import DATASETS
 from mmseg_mile.datasets import check_dataset
 from mmseg_mile.structures import Task
 
-_TASK_KEYS = ('name', 'train_dataset', 'val_dataset', 'max_iters',
-              'init_from')
+_TASK_KEYS = ('name', 'train_dataset', 'val_dataset', 'max_iters', 'init_from')
 # what mmengine says of a dataset without any image
 _NOTHING_FOUND = 'need at least one array to concatenate'
 
@@ -65,11 +64,11 @@ class TaskData:
     def val_loader(self, runner: Runner, task: Task,
                    template: Dict[str, Any]) -> DataLoader:
         """Validation images, each once, in order."""
-        return _ordered_loader(runner, template,
-                               self._datasets[task.name, 'val'])
+        return _ordered_loader(runner, template, self._datasets[task.name,
+                                                                'val'])
 
-    def prototype_loader(self, runner: Runner, task: Task,
-                         template: Dict[str, Any],
+    def prototype_loader(self, runner: Runner, task: Task, template: Dict[str,
+                                                                          Any],
                          max_images: int) -> DataLoader:
         """Training images through the *test* pipeline, in order.
 
@@ -108,8 +107,7 @@ class TaskData:
             if not metas[split].get('classes'):
                 raise ValueError(f'{where} declares no classes: give it '
                                  'metainfo=dict(classes=(...))')
-        classes, other = (tuple(metas[s]['classes']) for s in
-                          ('train', 'val'))
+        classes, other = (tuple(metas[s]['classes']) for s in ('train', 'val'))
         if classes != other:
             raise ValueError(
                 f'task {config["name"]!r} trains on the classes {classes} '

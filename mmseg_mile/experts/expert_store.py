@@ -114,7 +114,10 @@ class ExpertStore:
             classes=tuple(record['classes']),
             palette=tuple(tuple(c) for c in record['palette']),
             lora_config=record['lora_config'],
-            lora={k[len(_PEFT_PREFIX):]: v for k, v in lora.items()},
+            lora={
+                k[len(_PEFT_PREFIX):]: v
+                for k, v in lora.items()
+            },
             norm=read_tensors(norm) if norm.name in record['files'] else {},
             head=read_tensors(folder / 'head.safetensors'),
             head_config=record['head_config'],
@@ -133,8 +136,10 @@ class ExpertStore:
             inference_mode=True,
             base_model_name_or_path=expert.base_fingerprint,
             **expert.lora_config).save_pretrained(str(folder))
-        write_tensors(folder / _ADAPTER,
-                      {_PEFT_PREFIX + k: v for k, v in expert.lora.items()})
+        write_tensors(folder / _ADAPTER, {
+            _PEFT_PREFIX + k: v
+            for k, v in expert.lora.items()
+        })
         write_tensors(folder / 'head.safetensors', expert.head)
         write_tensors(folder / 'prototypes.safetensors', expert.prototypes)
         if expert.norm:
@@ -150,7 +155,8 @@ class ExpertStore:
                 head_config=expert.head_config,
                 base_fingerprint=expert.base_fingerprint,
                 provenance=expert.provenance,
-                files={f.name: sha256(f) for f in sorted(folder.iterdir())}))
+                files={f.name: sha256(f)
+                       for f in sorted(folder.iterdir())}))
 
     def _folder(self, name: str) -> Path:
         return self.root / check_task_name(name)

@@ -27,8 +27,11 @@ def sha256(path: Path) -> str:
 
 def write_tensors(path: Path, tensors: Dict[str, Tensor]) -> None:
     """Write a safetensors file; scalars and shared storage are no trouble."""
-    save_file({k: v.detach().cpu().clone().contiguous()
-               for k, v in tensors.items()}, str(path))
+    save_file(
+        {
+            k: v.detach().cpu().clone().contiguous()
+            for k, v in tensors.items()
+        }, str(path))
 
 
 def read_tensors(path: Path) -> Dict[str, Tensor]:

@@ -8,6 +8,6 @@ from .segmentors import ContinualSegmentor, ExpertSegmentor
 
 __all__ = [
     'BaseGate', 'ContinualSegmentor', 'ExpertSegmentor',
-    'FeatureStatisticsEmbedder', 'FixedGate', 'LastGate',
-    'LoRAExpertBackbone', 'OracleGate', 'PrototypeGate', 'RandomGate'
+    'FeatureStatisticsEmbedder', 'FixedGate', 'LastGate', 'LoRAExpertBackbone',
+    'OracleGate', 'PrototypeGate', 'RandomGate'
 ]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 from tiny_stream import TINY_MODEL
 
+from mmseg.structures import SegDataSample
 from mmseg_mile.baselines import FineTuneSegmentor
 from mmseg_mile.structures import Task
 
@@ -60,8 +60,7 @@ def test_grown_head_keeps_the_rows_of_known_classes(model):
 def test_task_without_new_classes_keeps_the_head(model):
     model.begin_task(NIGHT, [])
     head = model.decode_head
-    model.begin_task(
-        Task('dusk', ('road', ), ((9, 9, 9), ), {}, {}), [])
+    model.begin_task(Task('dusk', ('road', ), ((9, 9, 9), ), {}, {}), [])
     assert model.decode_head is head
 
 
@@ -195,8 +194,7 @@ def test_weights_move_with_every_task(run):
     from safetensors.torch import load_file
     stem = 'backbone.stem.0.weight'
     weights = [
-        load_file(run.work_dir / 'library' / task /
-                  'model.safetensors')[stem]
+        load_file(run.work_dir / 'library' / task / 'model.safetensors')[stem]
         for task in ('day', 'night', 'infrared')
     ]
     assert not torch.equal(weights[0], weights[1])
@@ -205,8 +203,10 @@ def test_weights_move_with_every_task(run):
 
 @pytest.mark.integration
 def test_auxiliary_heads_are_not_kept(run):
-    assert not [key for key in run.runner.model.state_dict()
-                if key.startswith('auxiliary_head')]
+    assert not [
+        key for key in run.runner.model.state_dict()
+        if key.startswith('auxiliary_head')
+    ]
 
 
 @pytest.mark.integration
@@ -216,10 +216,13 @@ def test_resumed_stream_equals_the_uninterrupted_one(run, learn, config,
         learn(config(tmp_path / 'run'), StopBefore(2))
     resumed = learn(config(tmp_path / 'run', resume=True))
     assert resumed.diary.learned == ['infrared']
-    matrices = [json.loads((work_dir / 'results.json').read_text())['miou']
-                for work_dir in (run.work_dir, resumed.work_dir)]
+    matrices = [
+        json.loads((work_dir / 'results.json').read_text())['miou']
+        for work_dir in (run.work_dir, resumed.work_dir)
+    ]
     assert matrices[0] == matrices[1]
-    files = [(work_dir / 'library' / 'infrared' /
-              'model.safetensors').read_bytes()
-             for work_dir in (run.work_dir, resumed.work_dir)]
+    files = [
+        (work_dir / 'library' / 'infrared' / 'model.safetensors').read_bytes()
+        for work_dir in (run.work_dir, resumed.work_dir)
+    ]
     assert files[0] == files[1]

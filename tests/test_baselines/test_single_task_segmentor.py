@@ -7,9 +7,10 @@ import json
 
 import pytest
 import torch
-from mmseg.structures import SegDataSample
+from mmengine.config import ConfigDict
 from tiny_stream import TINY_MODEL
 
+from mmseg.structures import SegDataSample
 from mmseg_mile.baselines import SingleTaskSegmentor
 from mmseg_mile.structures import Task
 
@@ -23,7 +24,7 @@ def model_config():
     for key in ('embedder', 'gate', 'type'):
         del model[key]
     model['backbone'] = model['backbone']['backbone']
-    return model
+    return ConfigDict(model)
 
 
 def learn_task(model, task):
@@ -50,10 +51,10 @@ def learned(model):
 
 
 def samples_of(*tasks):
-    size = dict(
-        img_shape=(32, 32), ori_shape=(32, 32), pad_shape=(32, 32))
+    size = dict(img_shape=(32, 32), ori_shape=(32, 32), pad_shape=(32, 32))
     return [
-        SegDataSample(metainfo=dict(size, **(dict(task=task) if task else {})))
+        SegDataSample(
+            metainfo=dict(size, **(dict(task=task) if task else {})))
         for task in tasks
     ]
 
@@ -84,9 +85,8 @@ def test_each_image_is_predicted_by_the_model_of_its_task(learned):
     images = torch.randn(3, 3, 32, 32)
     mixed = predict(learned, images, 'night', 'day', 'night')
     assert [s.expert for s in mixed] == ['night', 'day', 'night']
-    assert [s.classes for s in mixed] == [
-        NIGHT.classes, DAY.classes, NIGHT.classes
-    ]
+    assert [s.classes
+            for s in mixed] == [NIGHT.classes, DAY.classes, NIGHT.classes]
     for index, task in enumerate(('night', 'day', 'night')):
         alone = predict(learned, images[index:index + 1], task)[0]
         torch.testing.assert_close(mixed[index].seg_logits.data,
@@ -95,8 +95,9 @@ def test_each_image_is_predicted_by_the_model_of_its_task(learned):
 
 def test_models_of_two_tasks_differ(learned):
     image = torch.randn(1, 3, 32, 32)
-    day, night = (predict(learned, image, t)[0].seg_logits.data
-                  for t in ('day', 'night'))
+    day, night = (
+        predict(learned, image, t)[0].seg_logits.data
+        for t in ('day', 'night'))
     assert day.shape[0] == 2 and night.shape[0] == 3
 
 
@@ -132,8 +133,8 @@ def test_saved_models_predict_the_same(learned, tmp_path):
     assert other.expert_names == ('day', 'night')
     image = torch.randn(1, 3, 32, 32)
     for task in ('day', 'night'):
-        mine, theirs = (predict(m.eval(), image, task)[0]
-                        for m in (learned, other))
+        mine, theirs = (
+            predict(m.eval(), image, task)[0] for m in (learned, other))
         torch.testing.assert_close(
             mine.seg_logits.data, theirs.seg_logits.data, rtol=0, atol=0)
         assert mine.palette == theirs.palette
@@ -177,6 +178,7 @@ def test_the_true_task_is_known_so_no_image_is_predicted_twice(run):
 
 @pytest.mark.integration
 def test_unseen_tasks_are_scored_with_the_newest_model(run):
-    unseen = {(row, expert) for row, task, expert in run.diary.routed
+    unseen = {(row, expert)
+              for row, task, expert in run.diary.routed
               if task not in run.diary.learned[:row + 1]}
     assert unseen == {(0, 'day'), (1, 'night')}

@@ -20,9 +20,8 @@ def test_versions_are_those_installed():
 
 
 def test_commit_is_what_git_says(monkeypatch):
-    monkeypatch.setattr(
-        subprocess, 'run', lambda *args, **kwargs: subprocess.
-        CompletedProcess(args, 0, stdout='0123456789ab-dirty\n'))
+    answer = subprocess.CompletedProcess([], 0, stdout='0123456789ab-dirty\n')
+    monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: answer)
     assert provenance.commit() == '0123456789ab-dirty'
 
 

@@ -59,12 +59,11 @@ def day():
 def nested(task, **wrapper):
     """The task with its training set in a wrapper, under ``inner``."""
     inner = task['train_dataset']
-    filled = {
-        key: [inner, copy.deepcopy(inner)] if value == 'inner twice' else
-        inner if value == 'inner' else value
-        for key, value in wrapper.items()
-    }
-    return dict(task, train_dataset=filled)
+    meant = {'inner': inner, 'inner twice': [inner, copy.deepcopy(inner)]}
+    for key, value in wrapper.items():
+        if isinstance(value, str):
+            wrapper[key] = meant.get(value, value)
+    return dict(task, train_dataset=wrapper)
 
 
 # -- tasks that are opened ----------------------------------------------------
@@ -124,9 +123,9 @@ def test_dataset_without_a_folder_of_its_own_gets_the_root(
 def test_data_root_is_joined_inside_wrappers(open_tasks, runner, day, wrapper,
                                              length):
     data = open_tasks(nested(day, **wrapper))
-    loader = data.train_loader(runner, data.tasks[0],
-                               dict(TEMPLATE, sampler=dict(
-                                   type='DefaultSampler', shuffle=False)))
+    loader = data.train_loader(
+        runner, data.tasks[0],
+        dict(TEMPLATE, sampler=dict(type='DefaultSampler', shuffle=False)))
     assert len(loader.dataset) == length
     assert len(list(loader)) == length // 2
 
@@ -155,8 +154,10 @@ def test_val_loader_gives_each_image_once_and_in_order(open_tasks, runner,
                                                        day):
     data = open_tasks(day)
     loader = data.val_loader(runner, data.tasks[0], TEMPLATE)
-    names = [sample.img_path.rsplit('/', 1)[1]
-             for batch in loader for sample in batch['data_samples']]
+    names = [
+        sample.img_path.rsplit('/', 1)[1] for batch in loader
+        for sample in batch['data_samples']
+    ]
     assert names == ['0.png', '1.png', '2.png']
 
 
@@ -185,9 +186,8 @@ def test_prototype_images_of_wrapped_datasets_are_thinned_out(
         open_tasks, runner, day, wrapper):
     data = open_tasks(nested(day, **wrapper))
     found = prototype_images(data, runner, 4)
-    assert [name for name, _ in found] == [
-        'train/0.png', 'train/3.png', 'train/1.png', 'train/5.png'
-    ]
+    assert [name for name, _ in found
+            ] == ['train/0.png', 'train/3.png', 'train/1.png', 'train/5.png']
     assert {shape for _, shape in found} == {(3, 48, 64)}
 
 
@@ -201,9 +201,9 @@ def test_prototypes_see_no_mixed_images(open_tasks, runner, day):
         nested(
             day, type='MultiImageMixDataset', dataset='inner',
             pipeline=mixing))
-    assert prototype_images(data, runner, 1000) == [
-        (f'train/{i}.png', (3, 48, 64)) for i in range(6)
-    ]
+    assert prototype_images(data, runner,
+                            1000) == [(f'train/{i}.png', (3, 48, 64))
+                                      for i in range(6)]
 
 
 # -- tasks that are refused ---------------------------------------------------
@@ -215,8 +215,8 @@ def test_stream_without_tasks_is_refused(open_tasks):
 
 
 def test_unknown_key_is_refused(open_tasks, day):
-    with pytest.raises(ValueError,
-                       match=r"'day' has unknown keys \['iters'\] .* has \["):
+    with pytest.raises(
+            ValueError, match=r"'day' has unknown keys \['iters'\] .* has \["):
         open_tasks(dict(day, iters=3))
 
 
@@ -238,9 +238,10 @@ def test_name_that_leaves_the_library_is_refused(open_tasks, day):
 
 @pytest.mark.parametrize('max_iters', [0, -1])
 def test_task_without_iterations_is_refused(open_tasks, day, max_iters):
-    with pytest.raises(ValueError,
-                       match=f"max_iters of task 'day' must be >= 1, "
-                       f'got {max_iters}'):
+    with pytest.raises(
+            ValueError,
+            match=f"max_iters of task 'day' must be >= 1, "
+            f'got {max_iters}'):
         open_tasks(day, max_iters=max_iters)
 
 
@@ -281,9 +282,10 @@ def test_missing_folder_of_a_driving_dataset_shows_its_layout(
 def test_empty_split_is_refused(open_tasks, root, day, split):
     for path in (root / 'day' / 'img' / split).iterdir():
         path.unlink()
-    with pytest.raises(ValueError,
-                       match=f"{split}_dataset of task 'day' is empty: no "
-                       f"image below .*{root}/day"):
+    with pytest.raises(
+            ValueError,
+            match=f"{split}_dataset of task 'day' is empty: no "
+            f"image below .*{root}/day"):
         open_tasks(day)
 
 
@@ -297,9 +299,10 @@ def test_suffix_that_matches_nothing_is_refused(open_tasks, day):
 def test_label_outside_the_classes_is_refused(open_tasks, root, day, split):
     path = root / 'day' / 'ann' / split / '1.png'
     assert cv2.imwrite(str(path), np.full((48, 64), 3, np.uint8))
-    with pytest.raises(ValueError,
-                       match=rf"{split} of task 'day': label '{path}' holds "
-                       r'\[3\], but the task has 3 classes'):
+    with pytest.raises(
+            ValueError,
+            match=rf"{split} of task 'day': label '{path}' holds "
+            r'\[3\], but the task has 3 classes'):
         open_tasks(day)
 
 
@@ -325,9 +328,10 @@ def test_number_of_checked_images_can_be_limited(open_tasks, root, day):
 
 def test_other_classes_for_evaluation_are_refused(open_tasks, day):
     day['val_dataset']['metainfo']['classes'] = ('road', 'sky', 'car')
-    with pytest.raises(ValueError,
-                       match=r"'day' trains on the classes \('sky', 'road', "
-                       r"'car'\) but is evaluated on \('road', "):
+    with pytest.raises(
+            ValueError,
+            match=r"'day' trains on the classes \('sky', 'road', "
+            r"'car'\) but is evaluated on \('road', "):
         open_tasks(day)
 
 
@@ -341,8 +345,9 @@ def test_evaluation_on_resized_labels_is_refused(open_tasks, day):
     load, labels, pack = day['val_dataset']['pipeline']
     resize = dict(type='Resize', scale=(32, 24))
     day['val_dataset']['pipeline'] = [load, labels, resize, pack]
-    with pytest.raises(ValueError,
-                       match=r'of size \(48, 64\) labels \(24, 32\): put Load'):
+    with pytest.raises(
+            ValueError,
+            match=r'of size \(48, 64\) labels \(24, 32\): put Load'):
         open_tasks(day)
     day['val_dataset']['pipeline'] = [load, resize, labels, pack]
     open_tasks(day)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 
+from mmseg.structures import SegDataSample
 from mmseg_mile.engine import task_evaluator
 from mmseg_mile.engine.task_evaluator import (TaskScore, cross_experts,
                                               evaluate_forced, evaluate_task)
@@ -187,7 +187,8 @@ def test_digest_covers_the_images_of_all_processes(monkeypatch, runner, task):
     digests = set()
     for theirs in ('b', 'c'):
         monkeypatch.setattr(
-            task_evaluator, 'all_gather_object',
+            task_evaluator,
+            'all_gather_object',
             lambda score, theirs=theirs:
             [score, score_of(np.zeros((1, 2), int), theirs)])
         digests.add(

@@ -95,8 +95,8 @@ def test_plain_peft_loads_the_folder_and_gives_the_merged_output(
     lora = {}
     for name in targets:
         weight = net.get_submodule(name).weight
-        lora[f'{name}.lora_A.weight'] = torch.randn(2, *weight.shape[1:])
-        lora[f'{name}.lora_B.weight'] = torch.randn(
+        lora[f'{name}.lora_A.weight'] = torch.rand(2, *weight.shape[1:])
+        lora[f'{name}.lora_B.weight'] = 0.1 * torch.rand(
             weight.shape[0], 2, *(1, 1) * (weight.dim() == 4))
     store = ExpertStore(tmp_path)
     store.save_base({}, 'b' * 64)

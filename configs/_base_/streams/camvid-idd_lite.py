@@ -1,12 +1,12 @@
 # CamVid by day -> CamVid at dusk -> IDD-Lite, in IDD-Lite's seven classes.
-crop_size = (240, 320)
+crop_size = (160, 224)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(
         type='RandomResize',
         scale=(320, 240),
-        ratio_range=(0.8, 1.6),
+        ratio_range=(0.75, 1.5),
         keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.9),
     dict(type='RandomFlip', prob=0.5),

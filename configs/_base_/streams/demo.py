@@ -7,7 +7,7 @@ augment = [
         scale=(256, 128),
         ratio_range=(0.9, 1.5),
         keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(128, 224)),
+    dict(type='RandomCrop', crop_size=(96, 160)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs')
 ]
@@ -41,12 +41,12 @@ heatnet = dict(type='HeatNetDataset', data_root='heatnet', modality='thermal')
 train_cfg = dict(
     type='IncrementalTaskLoop',
     stream='demo',
-    max_iters=80,
+    max_iters=130,
     data_root='data/demo',
     tasks=[
         dict(
             name='day',
-            max_iters=160,
+            max_iters=240,
             train_dataset=dict(cityscapes, **train),
             val_dataset=dict(cityscapes, **val)),
         dict(

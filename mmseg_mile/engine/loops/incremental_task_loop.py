@@ -81,8 +81,7 @@ class IncrementalTaskLoop(BaseLoop):
         self.cross_experts = cross_experts
         self.model: ContinualSegmentor = bare_model(runner)
         check_runner(
-            runner, self.model,
-            {
+            runner, self.model, {
                 'train_dataloader': dataloader,
                 'train_cfg.val_dataloader': self.val_dataloader
             })
@@ -91,9 +90,9 @@ class IncrementalTaskLoop(BaseLoop):
         self.model.check_stream(self.tasks)
         check_schedule(runner.cfg.get('param_scheduler'), self.tasks)
         self.work_dir = Path(runner.work_dir)
-        self.results = StreamResults.new(
-            stream, method or self.model.METHOD, runner.seed,
-            [t.name for t in self.tasks])
+        self.results = StreamResults.new(stream, method or self.model.METHOD,
+                                         runner.seed,
+                                         [t.name for t in self.tasks])
         self.digests: Dict[str, Dict[str, str]] = {}
         # what runner.train() asks of a loop before it starts
         self.iter, self.epoch = 0, 0
@@ -173,11 +172,10 @@ class IncrementalTaskLoop(BaseLoop):
         self.model.begin_task(task, images)
         started = time.perf_counter()
         runner.call_hook('before_stream_task', tasks=self.tasks, index=index)
-        train_task(
-            runner,
-            self.data.train_loader(runner, task, self.dataloader),
-            task.max_iters,
-            self.work_dir / 'tasks' / f'{index:02d}_{task.name}')
+        train_task(runner, self.data.train_loader(runner, task,
+                                                  self.dataloader),
+                   task.max_iters,
+                   self.work_dir / 'tasks' / f'{index:02d}_{task.name}')
         seconds = time.perf_counter() - started
         self.model.eval()
         self.model.end_task(task, images)
@@ -190,8 +188,7 @@ class IncrementalTaskLoop(BaseLoop):
         scores = [self._evaluate(task) for task in self.tasks]
         after = self.tasks[index].name
         for column, score in enumerate(scores):
-            self.results.set_miou('routed', index, column,
-                                  score.routed.miou())
+            self.results.set_miou('routed', index, column, score.routed.miou())
             if score.oracle is not None:
                 self.results.set_miou('oracle', index, column,
                                       score.oracle.miou())
@@ -248,14 +245,14 @@ class IncrementalTaskLoop(BaseLoop):
             matrix = np.array(known['miou'], dtype=float)
         else:
             matrix = cross_experts(
-                self.model, self.tasks,
-                lambda task: self.data.val_loader(self.runner, task, self.
-                                                  val_dataloader))
+                self.model, self.tasks, lambda task: self.data.val_loader(
+                    self.runner, task, self.val_dataloader))
             own = self.results.miou['oracle'][len(names) - 1]
             np.fill_diagonal(matrix, own[:len(names)])
             if is_main_process():
-                write_json(path, dict(tasks=names, miou=matrix.tolist(),
-                                      digests=digests))
+                write_json(
+                    path,
+                    dict(tasks=names, miou=matrix.tolist(), digests=digests))
         self.runner.logger.info('\n' + cross_expert_table(names, matrix))
         return matrix
 

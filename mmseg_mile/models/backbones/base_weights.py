@@ -109,8 +109,9 @@ class PretrainedCheck:
     def _note_misshapen(self, module: nn.Module, state_dict: Dict[str, Tensor],
                         prefix: str, *args: Any) -> None:
         self._unset += [
-            key for key, value in module.state_dict().items() if value.shape !=
-            getattr(state_dict.get(prefix + key), 'shape', value.shape)
+            key for key, value in module.state_dict().items()
+            if value.shape != getattr(
+                state_dict.get(prefix + key), 'shape', value.shape)
         ]
 
     def _note_missing(self, module: nn.Module, keys: Any) -> None:

@@ -18,7 +18,8 @@ from ..lora import (Adapter, AdapterLibrary, LoRAInjection, check_lora_config,
 from .base_weights import (PretrainedCheck, accept_stock_keys, fingerprint,
                            load_strictly)
 
-Target = Union[str, Mapping[str, float], Routing]
+Active = Union[Mapping[str, float], Routing]
+Target = Union[str, Active]
 Features = Union[Sequence[Tensor], Tensor]
 
 
@@ -39,9 +40,8 @@ class LoRAExpertBackbone(BaseModule):
         train_norm (bool): Whether an expert owns copies of the norm layers,
             affine parameters and running statistics. Defaults to False:
             norm layers stay as pretrained.
-        base_training (str): 'none' uses the base as loaded; 'first_task'
-            trains it in full on the first task, then freezes it. Defaults
-            to 'none'.
+        base_training (str): 'first_task' trains the base in full on the
+            first task, then freezes it. Defaults to 'none': as loaded.
         merge_cache_size (int): Merged weight sets kept, least recently used
             dropped first. Defaults to 4.
 
@@ -73,7 +73,7 @@ class LoRAExpertBackbone(BaseModule):
         self._injection: Optional[LoRAInjection] = None
         self._training_name: Optional[str] = None
         self._base_trains = False
-        self._active: Union[None, Mapping[str, float], Routing] = None
+        self._active: Optional[Active] = None
         self._pretrained = PretrainedCheck(self.backbone)
         self.register_load_state_dict_pre_hook(accept_stock_keys)
 
@@ -81,8 +81,7 @@ class LoRAExpertBackbone(BaseModule):
         """Load or draw the base's weights.
 
         Raises:
-            ValueError: If a pretrained checkpoint was configured and leaves
-                weights of the backbone unset.
+            ValueError: If the configured checkpoint leaves weights unset.
         """
         self._pretrained.forget()
         super().init_weights()
@@ -112,16 +111,14 @@ class LoRAExpertBackbone(BaseModule):
         """Take over the adapter of a stored expert.
 
         Raises:
-            ValueError: If it belongs to another base, or does not fit this
-                backbone's layers.
+            ValueError: If it belongs to another base, or does not fit.
         """
         mine = self.fingerprint()
         if expert.base_fingerprint != mine:
             raise ValueError(
                 f'expert {expert.name!r} was trained on the base '
                 f'{expert.base_fingerprint[:16]}, this backbone is '
-                f'{mine[:16]}: load the base it was trained on, or train '
-                'the expert again.')
+                f'{mine[:16]}: load that base, or train the expert again.')
         device = next(self.backbone.parameters()).device
         adapter = Adapter(expert.lora, expert.norm,
                           lora_scaling(expert.lora_config)).clone(device)
@@ -164,7 +161,7 @@ class LoRAExpertBackbone(BaseModule):
         self._injection.detach()
         self._injection = None
         self._training_name = None
-        # the layers that come back missed every change of mode meanwhile
+        # the layers that come back missed changes of mode
         self.train(self.training)
 
     def base_state(self) -> Dict[str, Tensor]:
@@ -225,9 +222,8 @@ class LoRAExpertBackbone(BaseModule):
             x (Tensor): (B, C, H, W) images.
 
         Returns:
-            Sequence[Tensor] | Tensor: What the inner backbone returns, with
-            the experts of the enclosing :meth:`using` block; outside of one,
-            with the expert in training, or the base.
+            Sequence[Tensor] | Tensor: The inner backbone's, with the experts
+            of a :meth:`using` block, the expert in training, or the base.
         """
         if self._active is None:
             return self.backbone(x)
@@ -248,8 +244,8 @@ class LoRAExpertBackbone(BaseModule):
                     module.eval()
         return self
 
-    def _forward_mixture(self, x: Tensor,
-                         mixture: Mapping[str, float]) -> Features:
+    def _forward_mixture(self, x: Tensor, mixture: Mapping[str,
+                                                           float]) -> Features:
         if not mixture:
             return self.backbone(x)
         merged = self.experts.merged(mixture, self._tensors())
@@ -267,9 +263,7 @@ class LoRAExpertBackbone(BaseModule):
         return tuple(torch.cat(level)[back] for level in zip(*parts))
 
     @contextlib.contextmanager
-    def _activated(
-            self, target: Union[Mapping[str, float],
-                                Routing]) -> Iterator[None]:
+    def _activated(self, target: Active) -> Iterator[None]:
         previous, self._active = self._active, target
         try:
             with self._at_rest():

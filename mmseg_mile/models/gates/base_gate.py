@@ -85,7 +85,8 @@ class BaseGate(metaclass=ABCMeta):
             raise ValueError('the gate has learned no task yet: train a '
                              'task, or load a library, before predicting')
 
-    def _one_hot(self, chosen: Sequence[str],
+    def _one_hot(self,
+                 chosen: Sequence[str],
                  device: Optional[torch.device] = None) -> Routing:
         """A hard routing without distances."""
         names = self.expert_names

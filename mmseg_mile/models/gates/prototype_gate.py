@@ -60,8 +60,8 @@ class PrototypeGate(BaseGate):
         if metric not in _METRICS:
             raise ValueError(
                 f'gate.metric must be one of {_METRICS}, got {metric!r}')
-        for name, value in (('num_prototypes', num_prototypes),
-                            ('top_k', top_k)):
+        for name, value in (('num_prototypes', num_prototypes), ('top_k',
+                                                                 top_k)):
             if value < 1:
                 raise ValueError(f'gate.{name} must be >= 1, got {value}')
         if temperature <= 0:
@@ -124,17 +124,17 @@ class PrototypeGate(BaseGate):
         self._check_ready()
         x = self._checked(embeddings, 'the images')
         precision = self._current_precision()
-        return torch.stack([
-            squared_distances(x, t, precision) for t in self._tasks.values()
-        ], 1).sqrt()
+        return torch.stack(
+            [squared_distances(x, t, precision) for t in self._tasks.values()],
+            1).sqrt()
 
     def route(self, embeddings: Optional[Tensor],
               tasks: Sequence[Optional[str]]) -> Routing:
         """See :meth:`BaseGate.route`; ``tasks`` is not looked at."""
         assert embeddings is not None
         distances_BE = self.distances(embeddings)
-        typical_E = torch.stack([self._typical(t) for t in
-                                 self._tasks.values()])
+        typical_E = torch.stack(
+            [self._typical(t) for t in self._tasks.values()])
         reach_E = torch.stack([t.reach for t in self._tasks.values()])
         unfamiliar = (distances_BE > typical_E * reach_E).all(1)
         # stable: of equally near experts, the one learned first

@@ -86,8 +86,8 @@ class LinearMultiheadAttention(nn.Module):
             tuple[Tensor, None]: Output laid out like ``query``.
         """
         if not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in
-                                 (query, key, value))
+            query, key, value = (
+                x.transpose(0, 1) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
             self._split_heads(self.q_proj(query)),
             self._split_heads(self.k_proj(key)),
@@ -109,13 +109,13 @@ class LinearMultiheadAttention(nn.Module):
         if attn_mask is not None:
             mask = _additive(attn_mask, query.dtype)
             masks.append(
-                mask.unflatten(0, (-1, self.num_heads)) if mask.dim() ==
-                3 else mask)
+                mask.unflatten(0, (
+                    -1, self.num_heads)) if mask.dim() == 3 else mask)
         if key_padding_mask is not None:
             masks.append(
                 _additive(key_padding_mask, query.dtype)[:, None, None])
-        return torch.stack(torch.broadcast_tensors(*masks)).sum(
-            0) if masks else None
+        return torch.stack(torch.broadcast_tensors(
+            *masks)).sum(0) if masks else None
 
 
 def can_replace(module: nn.Module) -> bool:

@@ -57,9 +57,10 @@ class LoRAInjection:
             for name in targets
         ]
         self._norm = [
-            _Swap(name, original, copy.deepcopy(original).requires_grad_())
-            for name, original in (
-                (n, backbone.get_submodule(n)) for n in norms)
+            _Swap(name, original,
+                  copy.deepcopy(original).requires_grad_())
+            for name, original in ((n, backbone.get_submodule(n))
+                                   for n in norms)
         ] if train_norm else []
         for swap in self._lora:
             _complete_lora_layer(swap.replacement)
@@ -110,7 +111,8 @@ class LoRAInjection:
         for swap in self._norm:
             if f'{swap.name}.weight' in norm:
                 swap.replacement.load_state_dict({
-                    key: norm[f'{swap.name}.{key}']
+                    key:
+                    norm[f'{swap.name}.{key}']
                     for key in swap.replacement.state_dict()
                 })
 

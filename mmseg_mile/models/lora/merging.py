@@ -34,9 +34,10 @@ class Adapter:
 
     def clone(self, device: Optional[torch.device] = None) -> 'Adapter':
         """A copy that shares no tensor, on ``device`` if one is given."""
-        lora, norm = ({k: v.to(device or v.device, copy=True)
-                       for k, v in tensors.items()}
-                      for tensors in (self.lora, self.norm))
+        lora, norm = ({
+            k: v.to(device or v.device, copy=True)
+            for k, v in tensors.items()
+        } for tensors in (self.lora, self.norm))
         return Adapter(lora, norm, self.scaling)
 
     def check_settings(self, name: str, targets: Sequence[str],
@@ -74,7 +75,8 @@ class Adapter:
         wrong += set(self.lora).symmetric_difference(pairs)
         for target in self.targets() if not wrong else ():
             down, up = (self.lora[f'{target}.lora_{x}.weight'] for x in 'AB')
-            if (down.shape[0] != up.shape[1] or _shape(base, f'{target}.weight')
+            if (down.shape[0] != up.shape[1]
+                    or _shape(base, f'{target}.weight')
                     != (up.shape[0], *down.shape[1:])):
                 wrong.append(target)
         if wrong or not self.lora:

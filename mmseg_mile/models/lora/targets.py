@@ -104,8 +104,8 @@ def is_adaptable(module: nn.Module) -> bool:
     a merged adapter would compute something else than a trained one.
     """
     if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and not isinstance(
-            module, (ConvWS2d, ConvAWS2d))
+        return module.groups == 1 and not isinstance(module,
+                                                     (ConvWS2d, ConvAWS2d))
     return isinstance(module, nn.Linear)
 
 
@@ -115,8 +115,8 @@ def _default_targets(adaptable: Dict[str, nn.Module],
     if any(isinstance(m, nn.Linear) for m in alive.values()):
         alive = {
             n: m
-            for n, m in alive.items() if not isinstance(m, nn.Conv2d)
-            or tuple(m.kernel_size) == (1, 1)
+            for n, m in alive.items()
+            if not isinstance(m, nn.Conv2d) or tuple(m.kernel_size) == (1, 1)
         }
     if not alive:
         raise ValueError('the backbone calls no linear layer and no dense '

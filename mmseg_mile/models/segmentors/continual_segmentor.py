@@ -126,8 +126,7 @@ class ContinualSegmentor(EncoderDecoder):
         predicted = super().predict(inputs, data_samples)
         for sample in predicted:
             sample.set_metainfo(
-                dict(
-                    classes=self.classes, palette=self.palette, expert=None))
+                dict(classes=self.classes, palette=self.palette, expert=None))
         return predicted
 
     def speak(self, head: nn.Module, classes: Sequence[str],

@@ -46,8 +46,8 @@ class ExpertHeads:
                 f'unknown expert {name!r}; experts: {list(self._heads)}')
         return self._heads[name]
 
-    def keep(self, task: Task, head: nn.Module,
-             config: Dict[str, Any]) -> None:
+    def keep(self, task: Task, head: nn.Module, config: Dict[str,
+                                                             Any]) -> None:
         """Copy the values of a trained head."""
         state = {k: v.detach().clone() for k, v in head.state_dict().items()}
         self._heads[task.name] = ExpertHead(state, config, task.classes,

@@ -226,7 +226,8 @@ class ExpertSegmentor(ContinualSegmentor):
 
     # -- keeping ---------------------------------------------------------
 
-    def export_expert(self, name: str,
+    def export_expert(self,
+                      name: str,
                       provenance: Optional[Dict[str, Any]] = None) -> Expert:
         """Everything that the expert ``name`` consists of."""
         adapter, head = self.backbone.experts[name], self.heads[name]

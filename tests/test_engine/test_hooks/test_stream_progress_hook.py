@@ -22,16 +22,19 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def stream():
-    return [Task(name, ('a', ), ((0, 0, 0), ), {}, {}, max_iters)
-            for name, max_iters in (('day', 100), ('night', 40),
-                                    ('fog', 60))]
+    return [
+        Task(name, ('a', ), ((0, 0, 0), ), {}, {}, max_iters)
+        for name, max_iters in (('day', 100), ('night', 40), ('fog', 60))
+    ]
 
 
 @pytest.fixture
 def runner():
     lines = []
     return SimpleNamespace(
-        lines=lines, logger=SimpleNamespace(info=lines.append), iter=0,
+        lines=lines,
+        logger=SimpleNamespace(info=lines.append),
+        iter=0,
         max_iters=100)
 
 

@@ -54,8 +54,8 @@ def forced_miou(loop, task, expert, ious):
     with loop.model.forced(expert.name), torch.no_grad():
         for batch in loader:
             for sample in loop.model.test_step(batch):
-                for names, data, kept in ((expert.classes,
-                                           sample.pred_sem_seg, predicted),
+                for names, data, kept in ((expert.classes, sample.pred_sem_seg,
+                                           predicted),
                                           (task.classes, sample.gt_sem_seg,
                                            truth)):
                     label = data.data.squeeze(0).numpy()
@@ -145,8 +145,8 @@ def test_base_ends_frozen(stream_run):
 @pytest.mark.parametrize('domain', DOMAINS)
 def test_prototypes_are_fitted_on_test_pipeline_images(loop, domain):
     model, task = loop.model, loop.tasks[DOMAINS.index(domain)]
-    loader = loop.data.prototype_loader(loop.runner, task,
-                                        loop.val_dataloader, 1000)
+    loader = loop.data.prototype_loader(loop.runner, task, loop.val_dataloader,
+                                        1000)
     whole = loader.dataset
     # The training pipeline crops to 32 x 48, the test pipeline does not.
     assert {whole[i]['inputs'].shape
@@ -166,9 +166,11 @@ def test_every_task_is_evaluated_after_each_task(stream_run):
     diary = stream_run.diary
     assert diary.rows == [0, 1, 2]
     images = Counter((row, task) for row, task, _ in diary.routed)
-    assert images == {(row, task): NUM_VAL
-                      for row in range(3)
-                      for task in DOMAINS}
+    assert images == {
+        (row, task): NUM_VAL
+        for row in range(3)
+        for task in DOMAINS
+    }
 
 
 def test_only_wrongly_routed_images_are_predicted_twice(stream_run):
@@ -222,17 +224,16 @@ def test_results_have_exactly_the_agreed_fields(document):
         'average_miou', 'backward_transfer', 'forward_transfer', 'forgetting',
         'stability', 'plasticity', 'oracle_gap', 'mismatch_drop'
     }
-    assert set(document['cost']) == {
-        'base_params', 'experts', 'train_seconds'
-    }
-    assert set(document['provenance']) == {
-        'commit', 'versions', 'config', 'device'
-    }
+    assert set(document['cost']) == {'base_params', 'experts', 'train_seconds'}
+    assert set(
+        document['provenance']) == {'commit', 'versions', 'config', 'device'}
 
 
 def test_results_name_the_run(document):
-    head = {key: document[key]
-            for key in ('schema', 'stream', 'method', 'seed', 'tasks')}
+    head = {
+        key: document[key]
+        for key in ('schema', 'stream', 'method', 'seed', 'tasks')
+    }
     assert head == {
         'schema': 1,
         'stream': 'tiny',

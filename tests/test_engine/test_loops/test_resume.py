@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,16 +80,13 @@ def interrupted(learn, tiny_config, tmp_path_factory):
     first = interrupt(learn, cfg, row=1)
     cfg.resume = True
     second = interrupt(learn, cfg, task=2)
-    library = tiny_config(cfg.work_dir)  # a fresh config of the same work dir
-    library.resume = True
-    return library, first, second
+    return cfg, first, second
 
 
 @pytest.fixture(scope='module')
 def resumed(learn, interrupted, tmp_path_factory):
     """The last run, and the library's files before it."""
     cfg = interrupted[0]
-    from pathlib import Path
     before = files_below(Path(cfg.work_dir) / 'library')
     return learn(cfg), before
 
@@ -123,9 +121,9 @@ def test_resumed_experts_are_byte_identical(resumed, stream_run):
 
 
 def test_resumed_oracle_digests_equal_uninterrupted_ones(resumed, stream_run):
-    mine, theirs = (json.loads(
-        (run.work_dir / 'oracle_digests.json').read_text())
-                    for run in (resumed[0], stream_run))
+    mine, theirs = (
+        json.loads((run.work_dir / 'oracle_digests.json').read_text())
+        for run in (resumed[0], stream_run))
     assert mine == theirs
 
 
@@ -134,7 +132,10 @@ def test_finished_experts_are_not_written_again(resumed):
     after = files_below(run.work_dir / 'library')
     kept = [name for name in before if name != 'library.json']
     assert len(kept) == 1 + 2 * (len(TENSORS) + 2)
-    assert {name: after[name] for name in kept} == {
+    assert {
+        name: after[name]
+        for name in kept
+    } == {
         name: before[name]
         for name in kept
     }
@@ -183,9 +184,9 @@ def test_added_task_learns_what_it_learns_in_the_whole_stream(
 
 
 def test_extension_forces_all_experts_on_all_tasks_anew(extended, stream_run):
-    mine, theirs = (json.loads(
-        (run.work_dir / 'cross_expert_miou.json').read_text())
-                    for run in (extended[0], stream_run))
+    mine, theirs = (
+        json.loads((run.work_dir / 'cross_expert_miou.json').read_text())
+        for run in (extended[0], stream_run))
     assert mine['miou'] == theirs['miou']
 
 
@@ -274,5 +275,6 @@ def test_expert_of_another_base_is_refused(left, tmp_path, tiny_config,
     other.save(replace(expert, base_fingerprint='f' * 64))
     shutil.rmtree(left / 'library' / 'night')
     shutil.copytree(tmp_path / 'other' / 'night', left / 'library' / 'night')
-    with pytest.raises(ValueError, match="'night' was trained on the base fff"):
+    with pytest.raises(
+            ValueError, match="'night' was trained on the base fff"):
         restore(tiny_config(left, resume=True))

@@ -47,7 +47,8 @@ def test_model_that_learns_no_streams_is_refused(tiny_config, tmp_path):
 
 
 def test_ema_hook_is_refused(refuse):
-    refuse('EMAHook averages .* remove it', custom_hooks=[dict(type='EMAHook')])
+    refuse(
+        'EMAHook averages .* remove it', custom_hooks=[dict(type='EMAHook')])
 
 
 def test_validation_loop_beside_the_stream_is_refused(refuse):
@@ -59,24 +60,28 @@ def test_validation_loop_beside_the_stream_is_refused(refuse):
 
 
 def test_best_checkpoint_is_refused(refuse):
-    refuse('save_best needs validation',
-           default_hooks__checkpoint__save_best='mIoU')
+    refuse(
+        'save_best needs validation',
+        default_hooks__checkpoint__save_best='mIoU')
 
 
 def test_dataset_outside_the_tasks_is_refused(refuse):
-    refuse('train_dataloader.dataset has no effect',
-           train_dataloader__dataset=dict(type='BaseSegDataset'))
+    refuse(
+        'train_dataloader.dataset has no effect',
+        train_dataloader__dataset=dict(type='BaseSegDataset'))
 
 
 def test_val_dataset_outside_the_tasks_is_refused(refuse):
-    refuse('train_cfg.val_dataloader.dataset has no effect',
-           train_cfg__val_dataloader=dict(
-               batch_size=1, dataset=dict(type='BaseSegDataset')))
+    refuse(
+        'train_cfg.val_dataloader.dataset has no effect',
+        train_cfg__val_dataloader=dict(
+            batch_size=1, dataset=dict(type='BaseSegDataset')))
 
 
 def test_lora_target_that_matches_nothing_is_refused(refuse):
-    refuse("'qkv' matches no layer", model__backbone__lora__target_modules=[
-        'qkv'])
+    refuse(
+        "'qkv' matches no layer",
+        model__backbone__lora__target_modules=['qkv'])
 
 
 @pytest.mark.parametrize('index, start', [(0, 'night'), (1, 'nigth'),
@@ -88,28 +93,35 @@ def test_start_that_is_no_earlier_task_is_refused(refuse, index, start):
 
 
 def test_nearest_start_without_distances_is_refused(refuse):
-    refuse('OracleGate has not: use PrototypeGate',
-           model__gate=dict(type='OracleGate', _delete_=True))
+    refuse(
+        'OracleGate has not: use PrototypeGate',
+        model__gate=dict(type='OracleGate', _delete_=True))
 
 
 def test_class_weights_of_another_length_are_refused(refuse):
-    refuse('class_weight has 3 values, the task has 2 classes',
-           model__decode_head__loss_decode__class_weight=[1., 1., 2.])
+    refuse(
+        'class_weight has 3 values, the task has 2 classes',
+        model__decode_head__loss_decode__class_weight=[1., 1., 2.])
 
 
 def test_schedule_that_begins_after_the_task_is_refused(refuse):
-    refuse("param_scheduler.0.begin is 6, but task 'day' trains 6 iterations",
-           param_scheduler=[dict(type='PolyLR', begin=6, by_epoch=False)])
+    refuse(
+        "param_scheduler.0.begin is 6, but task 'day' trains 6 iterations",
+        param_scheduler=[dict(type='PolyLR', begin=6, by_epoch=False)])
 
 
 def tasks_of(*lengths):
-    return [Task(f't{i}', ('a', ), ((0, 0, 0), ), {}, {}, length)
-            for i, length in enumerate(lengths)]
+    return [
+        Task(f't{i}', ('a', ), ((0, 0, 0), ), {}, {}, length)
+        for i, length in enumerate(lengths)
+    ]
 
 
 def test_schedule_is_held_against_the_shortest_task():
-    schedulers = [dict(type='LinearLR', by_epoch=False, end=5),
-                  dict(type='PolyLR', by_epoch=False, begin=5)]
+    schedulers = [
+        dict(type='LinearLR', by_epoch=False, end=5),
+        dict(type='PolyLR', by_epoch=False, begin=5)
+    ]
     check_schedule(schedulers, tasks_of(6, 9))
     with pytest.raises(ValueError, match=r"scheduler.1.begin is 5, .*'t1'"):
         check_schedule(schedulers, tasks_of(9, 5))

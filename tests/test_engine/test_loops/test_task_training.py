@@ -20,8 +20,9 @@ class TaskStarts(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if batch_idx == 0:
-            timer = next(hook for hook in runner.hooks
-                         if isinstance(hook, IterTimerHook))
+            timer = next(
+                hook for hook in runner.hooks
+                if isinstance(hook, IterTimerHook))
             self.seconds.append(timer.time_sec_tot)
             self.folders.append(runner.work_dir)
 
@@ -42,6 +43,7 @@ def run(learn, tiny_config, tmp_path_factory, starts, checkpoints):
     cfg = tiny_config(
         tmp_path_factory.mktemp('settings') / 'run', ('day', 'night'),
         train_cfg__max_iters=2,
+        train_cfg__val_dataloader=dict(batch_size=3, num_workers=0),
         auto_scale_lr=dict(enable=True, base_batch_size=1),
         default_hooks__checkpoint__out_dir=str(checkpoints),
         custom_hooks=[
@@ -74,13 +76,16 @@ def test_runner_gets_its_loop_and_folder_back(run):
 
 def test_configured_checkpoint_folder_gets_a_folder_per_task(run, checkpoints):
     found = sorted(
-        str(path.relative_to(checkpoints)) for path in checkpoints.rglob('*.p*'))
+        str(path.relative_to(checkpoints))
+        for path in checkpoints.rglob('*.p*'))
     assert found == ['00_day/iter_2.pth', '01_night/iter_2.pth']
 
 
 def test_configured_hooks_replace_those_of_the_loop(run):
-    own = [hook for hook in run.runner.hooks
-           if type(hook).__name__ in ('FiniteLossHook', 'StreamProgressHook')]
+    own = [
+        hook for hook in run.runner.hooks
+        if type(hook).__name__ in ('FiniteLossHook', 'StreamProgressHook')
+    ]
     assert [hook.interval for hook in own] == [1, 1]
 
 

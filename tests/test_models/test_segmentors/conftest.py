@@ -8,6 +8,7 @@ from typing import Any
 import mmseg.models  # noqa: F401
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
@@ -103,7 +104,7 @@ def build_model(**changes: Any) -> Any:
     """Build the tiny model; the same base every time."""
     init_default_scope('mmseg')
     torch.manual_seed(7)
-    return MODELS.build(copy.deepcopy({**MODEL, **changes}))
+    return MODELS.build(copy.deepcopy(ConfigDict({**MODEL, **changes})))
 
 
 def train(model: Any, name: str, num_steps: int = 3) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from torch import nn
 
 from mmseg_mile.models import ContinualSegmentor
@@ -38,7 +39,7 @@ def plain(toys):
                  'train_cfg', 'test_cfg')
         config = {name: toys.config[name] for name in names}
         config['backbone'] = toys.config['backbone']['backbone']
-        return PlainSegmentor(**{**config, **changes})
+        return PlainSegmentor(**ConfigDict({**config, **changes}))
 
     return build
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 
 from mmseg.registry import MODELS
 from mmseg_mile.experts import ExpertStore
@@ -29,7 +30,7 @@ def test_loaded_model_predicts_bit_for_bit_the_same(
         learned_once, toys, tasks, library):
     # built afresh, of another random base, without any image
     torch.manual_seed(99)
-    model = MODELS.build(toys.config)
+    model = MODELS.build(ConfigDict(toys.config))
     assert model.backbone.fingerprint() != (
         learned_once.backbone.fingerprint())
     model.load_tasks(tasks, library)
