@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from peft import (LoraConfig, PeftModel, inject_adapter_in_model)
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from torch import Tensor, nn
 
 from mmseg_mile.experts import ExpertStore
@@ -74,9 +74,8 @@ def test_library_that_does_not_exist_is_empty(tmp_path):
 
 def test_order_of_learning_is_kept(store, make):
     store.save(make('a first in the alphabet'))
-    assert ExpertStore(store.root).names == [
-        'day', 'night', 'a first in the alphabet'
-    ]
+    assert ExpertStore(
+        store.root).names == ['day', 'night', 'a first in the alphabet']
 
 
 def test_expert_learned_again_is_the_newest(store, make):
@@ -97,7 +96,8 @@ def test_plain_peft_loads_the_folder_and_gives_the_merged_output(
         weight = net.get_submodule(name).weight
         lora[f'{name}.lora_A.weight'] = torch.rand(2, *weight.shape[1:])
         lora[f'{name}.lora_B.weight'] = 0.1 * torch.rand(
-            weight.shape[0], 2, *(1, 1) * (weight.dim() == 4))
+            weight.shape[0], 2,
+            *(1, 1) * (weight.dim() == 4))
     store = ExpertStore(tmp_path)
     store.save_base({}, 'b' * 64)
     store.save(make('day', lora=lora, lora_config=config))
@@ -119,8 +119,7 @@ def test_adapter_config_is_what_peft_would_write(store):
     assert config.base_model_name_or_path == 'b' * 64
     net = nn.ModuleDict(dict(fc=nn.Linear(3, 4), other=nn.Linear(3, 4)))
     inject_adapter_in_model(config, net)
-    assert hasattr(net['fc'], 'lora_A') and not hasattr(
-        net['other'], 'lora_A')
+    assert hasattr(net['fc'], 'lora_A') and not hasattr(net['other'], 'lora_A')
 
 
 @pytest.mark.parametrize('file', FILES)
@@ -142,8 +141,9 @@ def test_truncated_file_is_refused_by_name(store, file):
 def test_file_of_another_expert_is_refused_by_name(store, make, file):
     store.save(make('fog'))
     other = (store.root / 'fog' / file).read_bytes()
-    (store.root / 'day' / file).write_bytes(
-        other if file != 'adapter_config.json' else other + b' ')
+    (store.root / 'day' /
+     file).write_bytes(other if file != 'adapter_config.json' else other +
+                       b' ')
     with pytest.raises(ValueError, match=f'day/{file}'):
         store.load('day')
 
@@ -226,8 +226,8 @@ def test_base_of_a_library_with_experts_is_not_replaced(store):
 
 
 @pytest.mark.parametrize('name', ['night', 'fog'])
-def test_killed_write_leaves_the_old_library_whole(
-        store, make, monkeypatch, name):
+def test_killed_write_leaves_the_old_library_whole(store, make, monkeypatch,
+                                                   name):
     old = {n: store.load(n) for n in store.names}
     expert, written = make(name), []
 

@@ -33,13 +33,13 @@ def own_data(tiny_data, tmp_path):
     return shutil.copytree(tiny_data, tmp_path / 'data')
 
 
-def test_model_that_learns_no_streams_is_refused(tiny_config, tmp_path):
+def test_model_that_learns_no_streams_is_refused(tiny_config, tmp_path, quick):
     cfg = tiny_config(tmp_path / 'run')
     cfg.model = dict(
         type='EncoderDecoder',
         backbone=cfg.model.backbone.backbone,
         decode_head=cfg.model.decode_head)
-    with pytest.raises(
+    with quick(), pytest.raises(
             ValueError,
             match='trains a ContinualSegmentor .* got model.type '
             "'EncoderDecoder'"):

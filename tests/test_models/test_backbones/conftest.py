@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import mmseg.models  # noqa: F401
 import pytest
 import torch
 
+import mmseg.models  # noqa: F401
 from mmseg_mile.models.backbones import LoRAExpertBackbone
 
 
@@ -32,8 +32,10 @@ def make(resnet: dict) -> Callable[..., LoRAExpertBackbone]:
     def build(**options: object) -> LoRAExpertBackbone:
         torch.manual_seed(1)
         options = {'lora': dict(r=2, lora_alpha=4), **options}
-        return LoRAExpertBackbone({**resnet, **options.pop('change', {})},
-                                  **options).eval()
+        return LoRAExpertBackbone({
+            **resnet,
+            **options.pop('change', {})
+        }, **options).eval()
 
     return build
 

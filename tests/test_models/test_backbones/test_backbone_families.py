@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import mmseg.models  # noqa: F401
 import pytest
 import torch
 from mmcv.cnn import is_norm
 from torch import Tensor, nn
 
+import mmseg.models  # noqa: F401
 from mmseg.registry import MODELS
 from mmseg_mile.models.backbones import LoRAExpertBackbone
 from mmseg_mile.models.lora import Adapter
@@ -106,8 +106,8 @@ def settled(backbone: nn.Module, x: Tensor) -> nn.Module:
     return backbone
 
 
-def learn(backbone: LoRAExpertBackbone, name: str, x: Tensor
-          ) -> SimpleNamespace:
+def learn(backbone: LoRAExpertBackbone, name: str,
+          x: Tensor) -> SimpleNamespace:
     """Train an expert for three steps."""
     backbone.train_expert(name)
     backbone.train()
@@ -119,7 +119,9 @@ def learn(backbone: LoRAExpertBackbone, name: str, x: Tensor
         out = [out] if isinstance(out, Tensor) else out
         sum(level.square().mean() for level in out).backward()
         optimizer.step()
-    idle = [n for n, p in trained.items() if p.grad is None or not p.grad.any()]
+    idle = [
+        n for n, p in trained.items() if p.grad is None or not p.grad.any()
+    ]
     backbone.eval()
     live = run(backbone, x)
     backbone.finish_training()
@@ -181,16 +183,16 @@ def test_training_moves_the_output(family):
 
 
 def test_merged_prediction_equals_the_one_through_peft(family):
-    for name, x, facts in (('one', family.x, family.one),
-                           ('two', -family.x, family.two)):
+    for name, x, facts in (('one', family.x, family.one), ('two', -family.x,
+                                                           family.two)):
         with family.wrapper.using(name):
             assert_near(run(family.wrapper, x), facts.live)
 
 
 def test_training_expert_two_leaves_expert_one_as_it_was(family):
     now = family.wrapper.experts['one']
-    for mine, before in ((now.lora, family.kept.lora),
-                         (now.norm, family.kept.norm)):
+    for mine, before in ((now.lora, family.kept.lora), (now.norm,
+                                                        family.kept.norm)):
         assert set(mine) == set(before)
         assert all(torch.equal(mine[key], before[key]) for key in before)
 
@@ -214,12 +216,14 @@ def test_disturbing_each_single_adapter_moves_the_output(family):
     base, dead = run(wrapper, x), []
     # the layers of a deep one are of the same kinds as those of a small one
     for target in wrapper.targets[::1 + len(wrapper.targets) // 60]:
-        down, up = (wrapper.experts['one'].lora[f'{target}.lora_{k}.weight']
-                    for k in 'AB')
-        wrapper.experts['probe'] = Adapter({
-            f'{target}.lora_A.weight': down,
-            f'{target}.lora_B.weight': torch.ones_like(up)
-        }, {}, 1.0)
+        down, up = (
+            wrapper.experts['one'].lora[f'{target}.lora_{k}.weight']
+            for k in 'AB')
+        wrapper.experts['probe'] = Adapter(
+            {
+                f'{target}.lora_A.weight': down,
+                f'{target}.lora_B.weight': torch.ones_like(up)
+            }, {}, 1.0)
         with wrapper.using('probe'):
             if identical(run(wrapper, x), base):
                 dead.append(target)
@@ -239,8 +243,9 @@ def test_statistics_move_in_the_expert_and_not_in_the_base(family):
         assert not family.wrapper.train_norm
         return
     assert norms and norms <= set(owned)
-    assert not [k for k in norms if torch.equal(owned[k],
-                                                family.checkpoint[k])]
+    assert not [
+        k for k in norms if torch.equal(owned[k], family.checkpoint[k])
+    ]
 
 
 def test_every_norm_layer_is_owned_where_norms_are_trained(family):

@@ -43,10 +43,7 @@ def test_fingerprint_depends_on_names_types_shapes_and_values():
 def test_fingerprint_does_not_depend_on_order_or_strides():
     a, b = torch.randn(2, 3, 4, 5), torch.tensor(3)
     strided = a.to(memory_format=torch.channels_last)
-    assert fingerprint({'a': a, 'b': b}) == fingerprint({
-        'b': b,
-        'a': strided
-    })
+    assert fingerprint({'a': a, 'b': b}) == fingerprint({'b': b, 'a': strided})
 
 
 def test_pretrained_checkpoint_is_loaded_as_it_is(make, checkpoint):

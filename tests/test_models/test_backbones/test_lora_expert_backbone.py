@@ -95,7 +95,10 @@ def test_warm_start_copies_values_and_shares_none(make, learned):
     lambda b: b.add_expert('two', init_from='nobody'),
     lambda b: b.train_expert('nobody'),
     lambda b: out_of(b, 'nobody'),
-    lambda b: out_of(b, {'one': 0.5, 'nobody': 0.5}),
+    lambda b: out_of(b, {
+        'one': 0.5,
+        'nobody': 0.5
+    }),
     lambda b: out_of(b, routing('one', 'one', names=('one', 'nobody'))),
 ])
 def test_unknown_expert_is_refused(make, use):
@@ -199,8 +202,8 @@ def test_forward_outside_of_a_block_is_the_expert_in_training(busy):
 def test_blocks_nest(make, learned):
     backbone = make()
     learned(backbone, 'one', 'two')
-    one, two, base = (out_of(backbone, 'one'), out_of(backbone, 'two'),
-                      out(backbone))
+    one, two, base = (out_of(backbone, 'one'), out_of(backbone,
+                                                      'two'), out(backbone))
     with backbone.using('one'):
         with backbone.using('two'):
             assert torch.equal(out(backbone), two)
@@ -228,7 +231,10 @@ def test_mixture_is_the_weighted_sum_of_deltas(make, learned):
                 lora[f'{target}.lora_A.weight'],
                 lora[f'{target}.lora_B.weight'])
     torch.testing.assert_close(
-        out_of(backbone, {'one': 0.3, 'two': 0.7}), out(reference))
+        out_of(backbone, {
+            'one': 0.3,
+            'two': 0.7
+        }), out(reference))
 
 
 def test_soft_routing_mixes_per_image(make, learned):
@@ -238,7 +244,10 @@ def test_soft_routing_mixes_per_image(make, learned):
                    torch.zeros(2, 2), torch.zeros(2, dtype=torch.bool))
     mixed = out_of(backbone, soft)
     torch.testing.assert_close(
-        mixed[:1], out_of(backbone, {'one': .25, 'two': .75}, X[:1]))
+        mixed[:1], out_of(backbone, {
+            'one': .25,
+            'two': .75
+        }, X[:1]))
     torch.testing.assert_close(mixed[1:], out_of(backbone, 'one', X[1:]))
 
 

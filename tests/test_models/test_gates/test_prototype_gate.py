@@ -73,8 +73,8 @@ def test_mahalanobis_distance_is_in_units_of_the_spread():
     gate = gate_of(dict(a=torch.tensor([[-2., 0], [2, 0], [0, 1], [0, -1]])))
     # variances 8 / 4 and 2 / 4
     distances = route(gate, (2., 0.), (0., 2.)).distances
-    torch.testing.assert_close(
-        distances, torch.tensor([[2 / 2**0.5], [2 / 0.5**0.5]]))
+    torch.testing.assert_close(distances,
+                               torch.tensor([[2 / 2**0.5], [2 / 0.5**0.5]]))
 
 
 def test_several_prototypes_follow_a_task_of_several_clusters():
@@ -111,9 +111,9 @@ def test_weights_fall_with_the_distance_in_units_of_the_nearest_spread():
 
 def test_higher_temperature_evens_the_weights_out():
     tasks = dict(a=cloud(0, 0), b=cloud(4, 0))
-    cold, hot = (route(
-        gate_of(tasks, top_k=2, temperature=t), (1., 0.)).weights[0, 0]
-                 for t in (0.1, 10.0))
+    cold, hot = (
+        route(gate_of(tasks, top_k=2, temperature=t), (1., 0.)).weights[0, 0]
+        for t in (0.1, 10.0))
     assert 0.5 < hot < 0.6 < 0.99 < cold
 
 
@@ -155,8 +155,7 @@ def test_gate_without_an_expert_is_refused():
 
 @pytest.mark.parametrize('metric', METRICS)
 def test_order_of_the_tasks_does_not_matter(metric):
-    tasks = dict(
-        a=cloud(4, 0, (1, 3)), b=cloud(0, 4, (2, 1)), c=cloud(-4, 0))
+    tasks = dict(a=cloud(4, 0, (1, 3)), b=cloud(0, 4, (2, 1)), c=cloud(-4, 0))
     points = torch.randn(20, 2) * 5
     tables = []
     for names in itertools.permutations(tasks):

@@ -84,8 +84,8 @@ def test_tasks_without_any_spread_divide_by_no_zero():
 
 def test_distance_is_to_the_nearest_prototype():
     x = torch.tensor([[1., 1], [10, 4]]).double()
-    distances = squared_distances(
-        x, Prototypes.of(CORNERS, 2), torch.eye(2).double())
+    distances = squared_distances(x, Prototypes.of(CORNERS, 2),
+                                  torch.eye(2).double())
     assert distances.tolist() == [1, 9]
 
 

@@ -10,10 +10,11 @@ from mmseg_mile.models.lora import Adapter, AdapterLibrary
 
 def adapter(value: float) -> Adapter:
     """Add ``value`` to every entry of layer ``a``."""
-    return Adapter({
-        'a.lora_A.weight': torch.ones(1, 2),
-        'a.lora_B.weight': torch.full((2, 1), value)
-    }, {}, 1.0)
+    return Adapter(
+        {
+            'a.lora_A.weight': torch.ones(1, 2),
+            'a.lora_B.weight': torch.full((2, 1), value)
+        }, {}, 1.0)
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ def lay_out(x: Tensor, attention: nn.MultiheadAttention) -> Tensor:
     return x if attention.batch_first else x.transpose(0, 1)
 
 
-def assert_same(attention: nn.MultiheadAttention, num_keys: int = L,
+def assert_same(attention: nn.MultiheadAttention,
+                num_keys: int = L,
                 **masks: Tensor) -> None:
     """Compare the stand-in with the original on random tokens."""
     query = lay_out(torch.randn(B, L, C), attention)

@@ -32,11 +32,14 @@ def net() -> Net:
     return Net().eval().requires_grad_(False)
 
 
-def inject(net: Net, train_norm: bool = False, **changes: object
-           ) -> LoRAInjection:
+def inject(net: Net,
+           train_norm: bool = False,
+           **changes: object) -> LoRAInjection:
     """Adapt both layers, away from zero."""
-    injection = LoRAInjection(net, ['conv', 'block.fc'], {**LORA, **changes},
-                              train_norm)
+    injection = LoRAInjection(net, ['conv', 'block.fc'], {
+        **LORA,
+        **changes
+    }, train_norm)
     for name in ('conv', 'block.fc'):
         nn.init.normal_(net.get_submodule(name).lora_B['default'].weight)
     return injection
@@ -88,8 +91,9 @@ def test_gradients_come_back_where_a_backbone_freezes_stages(net):
     net.requires_grad_(False)
     injection.enable_gradients()
     trainable = {n for n, p in net.named_parameters() if p.requires_grad}
-    assert {n for n in trainable if n.startswith('norm')
-            } == {'norm.weight', 'norm.bias'}
+    assert {n
+            for n in trainable
+            if n.startswith('norm')} == {'norm.weight', 'norm.bias'}
     assert sum('lora_' in n for n in trainable) == 4
     assert len(trainable) == 6
 
@@ -126,8 +130,7 @@ def test_values_are_loaded_bit_for_bit(net):
 def test_expert_without_norms_trains_copies_of_the_base_s(net):
     injection = inject(net, train_norm=True)
     injection.load(injection.lora_state(), {})
-    assert torch.equal(injection.norm_state()['norm.weight'],
-                       net.norm.weight)
+    assert torch.equal(injection.norm_state()['norm.weight'], net.norm.weight)
 
 
 @pytest.mark.parametrize('use_rslora', [False, True])
@@ -150,8 +153,8 @@ def test_dilated_adapter_keeps_the_size_of_the_output(net):
 
 def test_layer_whose_name_ends_alike_is_left_alone():
     net = nn.ModuleDict(
-        dict(fc=nn.Linear(4, 4), block=nn.ModuleDict(dict(fc=nn.Linear(4, 4)))
-             ))
+        dict(
+            fc=nn.Linear(4, 4), block=nn.ModuleDict(dict(fc=nn.Linear(4, 4)))))
     net.requires_grad_(False)
     LoRAInjection(net, ['fc'], LORA, train_norm=False)
     assert isinstance(net['block']['fc'], nn.Linear)

@@ -18,10 +18,11 @@ LAYERS = dict(
 
 def adapter(value: float, scaling: float = 1.0, **norm: Tensor) -> Adapter:
     """Adapt layer ``a`` (2, 3) by ``value`` in each entry of ``B A``."""
-    return Adapter({
-        'a.lora_A.weight': torch.ones(1, 3),
-        'a.lora_B.weight': torch.full((2, 1), value)
-    }, norm, scaling)
+    return Adapter(
+        {
+            'a.lora_A.weight': torch.ones(1, 3),
+            'a.lora_B.weight': torch.full((2, 1), value)
+        }, norm, scaling)
 
 
 def base() -> dict[str, Tensor]:
@@ -45,14 +46,13 @@ def test_merged_weight_is_that_of_peft(kind, use_rslora):
     down, up = net[0].lora_A['default'], net[0].lora_B['default']
     nn.init.normal_(up.weight)
     scaling = 6 / 4**0.5 if use_rslora else 6 / 4
-    merged = merge_adapters({'0.weight': weight}, [
-        (1.0,
-         Adapter(
-             {
-                 '0.lora_A.weight': down.weight.detach(),
-                 '0.lora_B.weight': up.weight.detach()
-             }, {}, scaling))
-    ])
+    merged = merge_adapters({'0.weight': weight},
+                            [(1.0,
+                              Adapter(
+                                  {
+                                      '0.lora_A.weight': down.weight.detach(),
+                                      '0.lora_B.weight': up.weight.detach()
+                                  }, {}, scaling))])
     torch.testing.assert_close(merged['0.weight'],
                                weight + net[0].get_delta_weight('default'))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import mmseg.models  # noqa: F401
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -13,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
+import mmseg.models  # noqa: F401
 import mmseg_mile.models  # noqa: F401
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -83,8 +83,7 @@ def make_sample(name: str, seed: int) -> tuple[torch.Tensor, SegDataSample]:
     labels = torch.zeros(1, 32, 32, dtype=torch.long)
     labels[:, :16] = 1
     meta = dict(img_shape=(32, 32), ori_shape=(32, 32), task=name)
-    sample = SegDataSample(
-        gt_sem_seg=PixelData(data=labels), metainfo=meta)
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=meta)
     return image.clamp(0, 255).byte(), sample
 
 
@@ -114,8 +113,7 @@ def train(model: Any, name: str, num_steps: int = 3) -> dict:
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad],
                         lr=0.05))
     for step in range(num_steps):
-        losses = model.train_step(
-            make_batch(name, name, seed=step), wrapper)
+        losses = model.train_step(make_batch(name, name, seed=step), wrapper)
     return losses
 
 

@@ -15,8 +15,7 @@ class PlainSegmentor(ContinualSegmentor):
 
     def begin_task(self, task, loader):
         """Speak the task's classes."""
-        self.speak(self.new_head(task.num_classes), task.classes,
-                   task.palette)
+        self.speak(self.new_head(task.num_classes), task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
 
     def end_task(self, task, loader):

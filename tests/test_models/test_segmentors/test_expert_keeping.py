@@ -26,8 +26,8 @@ def library(learned_once, tasks, tmp_path):
     return tmp_path / 'library'
 
 
-def test_loaded_model_predicts_bit_for_bit_the_same(
-        learned_once, toys, tasks, library):
+def test_loaded_model_predicts_bit_for_bit_the_same(learned_once, toys, tasks,
+                                                    library):
     # built afresh, of another random base, without any image
     torch.manual_seed(99)
     model = MODELS.build(ConfigDict(toys.config))
@@ -56,8 +56,8 @@ def test_loading_no_task_needs_no_library(toys, fresh, tmp_path):
     assert fresh.expert_names == ()
 
 
-def test_library_of_another_pretrained_base_is_refused(
-        toys, tasks, library, tmp_path):
+def test_library_of_another_pretrained_base_is_refused(toys, tasks, library,
+                                                       tmp_path):
     inner = toys.config['backbone']['backbone']
     path = tmp_path / 'other.pth'
     torch.save(dict(state_dict=MODELS.build(inner).state_dict()), path)

@@ -29,8 +29,7 @@ def test_class_weights_of_another_length_are_refused(as_list):
 
 
 def test_sync_bn_becomes_bn_in_one_process(toys):
-    template = dict(
-        toys.config['decode_head'], norm_cfg=dict(type='SyncBN'))
+    template = dict(toys.config['decode_head'], norm_cfg=dict(type='SyncBN'))
     head = build_head(head_config(template, 2), torch.device('cpu'))
     kinds = [type(m) for m in head.modules() if 'BatchNorm' in str(type(m))]
     assert kinds and nn.SyncBatchNorm not in kinds

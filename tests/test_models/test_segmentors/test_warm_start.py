@@ -73,8 +73,8 @@ def test_nearest_start_needs_a_gate_with_distances(toys):
 
 def test_images_are_embedded_once_for_a_nearest_start(two, toys):
     batches, embed = [], two.embedder
-    two.embedder = lambda backbone, x: (batches.append(1),
-                                        embed(backbone, x))[1]
+    two.embedder = lambda backbone, x: (batches.append(1), embed(backbone, x))[
+        1]
     toys.learn(two, 'fog', init_from='nearest')
     assert len(batches) == len(toys.loader('fog'))
 
