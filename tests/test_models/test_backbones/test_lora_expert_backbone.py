@@ -207,16 +207,11 @@ def test_blocks_nest(make, learned):
     with backbone.using('one'):
         with backbone.using('two'):
             assert torch.equal(out(backbone), two)
+            assert torch.equal(out_of(backbone, {}), base)
             with backbone.base():
                 assert torch.equal(out(backbone), base)
         assert torch.equal(out(backbone), one)
     assert torch.equal(out(backbone), base)
-
-
-def test_empty_mixture_is_the_base(make, learned):
-    backbone = make()
-    learned(backbone, 'one')
-    assert torch.equal(out_of(backbone, {}), out(backbone))
 
 
 def test_mixture_is_the_weighted_sum_of_deltas(make, learned):

@@ -101,3 +101,5 @@ def test_class_weights_that_do_not_fit_a_task_are_refused(plain, toys):
     model.begin_task(toys.task('day'), [])
     with pytest.raises(ValueError, match='the task has 3 classes'):
         model.begin_task(toys.task('night'), [])
+    with pytest.raises(ValueError, match='the task has 3 classes'):
+        model.check_stream([toys.task('day'), toys.task('night')])

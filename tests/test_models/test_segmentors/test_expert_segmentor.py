@@ -153,8 +153,10 @@ def test_soft_routing_speaks_with_the_heaviest_expert(learned, toys):
     learned.gate.temperature = 50.0
     sample, = toys.predict(learned, 'night')
     assert sample.expert == 'night'
+    assert set(sample.mixture) == set(STREAM)
     learned.gate.top_k = 1
     hard, = toys.predict(learned, 'night')
+    assert hard.mixture == {'night': 1.0}
     assert not torch.allclose(logits(sample), logits(hard))
 
 

@@ -59,6 +59,13 @@ def test_unknown_start_is_refused_with_what_is_allowed(two, toys):
     assert 'fog' not in two.backbone.experts
 
 
+def test_unknown_start_is_refused_before_any_training(fresh, toys):
+    tasks = [toys.task('day'), toys.task('night', init_from='fog')]
+    with pytest.raises(ValueError, match="of task 'night' .*got 'fog'"):
+        fresh.check_stream(tasks)
+    fresh.check_stream([toys.task('fog'), *tasks])
+
+
 def test_task_cannot_start_from_itself(two, toys):
     with pytest.raises(ValueError, match="got 'fog'"):
         start_of(two, toys, 'fog', init_from='fog')
