@@ -23,7 +23,10 @@ INSTALL_REQUIRES = [
     'prettytable>=3.0',
 ]
 
-TEST_REQUIRES = ['pytest>=8.0']
+TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0']
+
+# Learns the tasks of a stream on several machines: tools/train_experts.py.
+RAY_REQUIRES = ['ray>=2.10']
 
 DEV_REQUIRES = TEST_REQUIRES + [
     'codespell',
@@ -76,6 +79,7 @@ if __name__ == '__main__':
         packages=find_packages(include=['mmseg_mile', 'mmseg_mile.*']),
         python_requires='>=3.10',
         install_requires=INSTALL_REQUIRES,
-        extras_require=dict(test=TEST_REQUIRES, dev=DEV_REQUIRES),
+        extras_require=dict(
+            test=TEST_REQUIRES, dev=DEV_REQUIRES, ray=RAY_REQUIRES),
         zip_safe=False,
     )

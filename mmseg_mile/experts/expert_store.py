@@ -2,21 +2,22 @@
 """A library of experts in a folder."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 from peft import LoraConfig
 
-from mmseg_mile.structures import Expert, check_task_name
+from mmseg_mile.structures import Expert, Task, check_task_name
 from mmseg_mile.structures.expert import TensorDict
-from .files import (new_folder, read_json, read_tensors, sha256, write_json,
-                    write_tensors)
+from .disk_writes import fresh_folder, pending, swap_in, write_file
+from .expert_record import (ADAPTER, ADAPTER_CONFIG, BASE, EXPERT_SCHEMA, HEAD,
+                            LIBRARY_SCHEMA, NORM, PROTOTYPES, RECORD,
+                            read_library_index)
+from .files import read_tensors, sha256, write_json, write_tensors
+from .stored_expert import PEFT_PREFIX, StoredExpert
 
-SCHEMA = 1
-_PEFT_PREFIX = 'base_model.model.'
-_ADAPTER = 'adapter_model.safetensors'
-_FIELDS = ('schema', 'name', 'classes', 'palette', 'lora_config',
-           'head_config', 'base_fingerprint', 'provenance', 'files')
+_INDEX = 'library.json'
 
 
 class ExpertStore:
@@ -24,7 +25,7 @@ class ExpertStore:
 
     ::
 
-        library.json                    schema, base fingerprint, order
+        library.json                    schema, base, order, checksums
         base.safetensors                the frozen base
         <expert>/adapter_config.json    as PEFT writes them
                  adapter_model.safetensors
@@ -33,8 +34,10 @@ class ExpertStore:
                  prototypes.safetensors
                  expert.json            classes, configs, checksums
 
-    An expert is written to a temporary folder and renamed; it belongs to
-    the library once ``library.json`` lists it.
+    The index has the checksum of each expert's record, and the record those
+    of the expert's files. An expert is written to a hidden folder, which is
+    the library's once ``library.json`` lists its checksum, and which then
+    takes the place of an older one.
 
     Args:
         root (str | Path): Folder of the library; need not exist yet.
@@ -46,41 +49,38 @@ class ExpertStore:
     @property
     def names(self) -> List[str]:
         """list[str]: Experts in the order in which they were learned."""
-        if not (self.root / 'library.json').exists():
-            return []
-        return list(self._index()['experts'])
+        return list(self._index()['experts']) if self._exists() else []
 
     def save_base(self, state: TensorDict, fingerprint: str) -> None:
         """Write the frozen base of the library.
 
         Raises:
             ValueError: If the library holds experts of another base.
+            OSError: If the disk is full or fails.
         """
-        if self.names and self._index()['base_fingerprint'] != fingerprint:
-            raise ValueError(
-                f'library {self.root} belongs to the base '
-                f'{self._index()["base_fingerprint"][:16]}, this base is '
-                f'{fingerprint[:16]}: choose another folder.')
+        index = self._index() if self._exists() else {}
+        if index.get('experts') and index['base_fingerprint'] != fingerprint:
+            raise ValueError(f'library {self.root} belongs to the base '
+                             f'{index["base_fingerprint"][:16]}, this base is '
+                             f'{fingerprint[:16]}: choose another folder.')
         self.root.mkdir(parents=True, exist_ok=True)
-        partial = self.root / '.base.safetensors.partial'
-        write_tensors(partial, state)
-        base = self.root / 'base.safetensors'
-        partial.replace(base)
-        self._write_index(fingerprint, self.names, {base.name: sha256(base)})
+        write_tensors(self.root / BASE, state)
+        self._write_index(
+            fingerprint, index.get('experts', []),
+            dict(index.get('files', {}), **{BASE: sha256(self.root / BASE)}))
 
     def load_base(self) -> Tuple[TensorDict, str]:
         """The base's tensors and its fingerprint."""
         index = self._index()
-        self._check_sum(self.root / 'base.safetensors',
-                        index['files']['base.safetensors'])
-        return (read_tensors(self.root / 'base.safetensors'),
-                index['base_fingerprint'])
+        return (read_tensors(self.root / BASE,
+                             index['files'][BASE]), index['base_fingerprint'])
 
     def save(self, expert: Expert) -> None:
         """Write an expert and list it.
 
         Raises:
             ValueError: If it belongs to another base than the library.
+            OSError: If the disk is full or fails; the library stays whole.
         """
         index = self._index()
         if index['base_fingerprint'] != expert.base_fingerprint:
@@ -88,10 +88,18 @@ class ExpertStore:
                 f'expert {expert.name!r} belongs to the base '
                 f'{expert.base_fingerprint[:16]}, library {self.root} to '
                 f'{index["base_fingerprint"][:16]}')
-        with new_folder(self._folder(expert.name)) as folder:
-            self._write_expert(expert, folder)
-        names = [n for n in self.names if n != expert.name] + [expert.name]
-        self._write_index(index['base_fingerprint'], names, index['files'])
+        folder = self._folder(expert.name)
+        if expert.name in index['experts']:
+            self._finish_saving(expert.name, index)
+        names = [n for n in index['experts'] if n != expert.name]
+        with fresh_folder(folder) as fresh:
+            self._write_expert(expert, fresh)
+        # from here on the new folder counts, or still the old one
+        self._write_index(
+            index['base_fingerprint'], [*names, expert.name],
+            dict(index['files'],
+                 **{_listed(expert.name): sha256(fresh / RECORD)}))
+        swap_in(folder)
 
     def load(self, name: str) -> Expert:
         """Read an expert after checking every file of it.
@@ -100,30 +108,48 @@ class ExpertStore:
             ValueError: If it is not in the library, or a file is missing,
                 truncated or changed; names the file.
         """
-        if name not in self.names:
-            raise ValueError(f'library {self.root} has no expert {name!r}; '
-                             f'experts: {self.names}')
-        folder = self._folder(name)
-        record = self._record(folder)
-        for file, checksum in record['files'].items():
-            self._check_sum(folder / file, checksum)
-        lora = read_tensors(folder / _ADAPTER)
-        norm = folder / 'norm.safetensors'
-        return Expert(
-            name=record['name'],
-            classes=tuple(record['classes']),
-            palette=tuple(tuple(c) for c in record['palette']),
-            lora_config=record['lora_config'],
-            lora={
-                k[len(_PEFT_PREFIX):]: v
-                for k, v in lora.items()
-            },
-            norm=read_tensors(norm) if norm.name in record['files'] else {},
-            head=read_tensors(folder / 'head.safetensors'),
-            head_config=record['head_config'],
-            prototypes=read_tensors(folder / 'prototypes.safetensors'),
-            base_fingerprint=record['base_fingerprint'],
-            provenance=record['provenance'])
+        return self.open([name])[0].load()
+
+    def open(self, names: Sequence[str]) -> List[StoredExpert]:
+        """Read the records and prototypes of experts, and no more.
+
+        Files that an expert is not asked for are not read; they are checked
+        when they are. :meth:`StoredExpert.verify` checks all of them.
+
+        Raises:
+            ValueError: If one is not in the library, or a file is missing,
+                or one that is read was changed; names the file.
+        """
+        if not names:
+            return []
+        index = self._index()
+        known = index['experts']
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f'library {self.root} has no expert '
+                             f'{unknown[0]!r}; experts: {known}')
+        for name in names:
+            self._finish_saving(name, index)
+        return [
+            StoredExpert(self._folder(name), index['files'][_listed(name)])
+            for name in names
+        ]
+
+    def open_tasks(self, tasks: Sequence[Task]) -> List[StoredExpert]:
+        """Read the experts of tasks, as :meth:`open`.
+
+        Raises:
+            ValueError: Also if a task has other classes than its expert.
+        """
+        experts = self.open([task.name for task in tasks])
+        for task, expert in zip(tasks, experts):
+            if tuple(task.classes) != expert.classes:
+                raise ValueError(
+                    f'task {task.name!r} has the classes {task.classes}, its '
+                    f'expert in {self.root} learned {expert.classes}: give '
+                    'the classes back their names and order, or train the '
+                    'task under another name.')
+        return experts
 
     def num_bytes(self, name: str) -> int:
         """Size of an expert on disk."""
@@ -131,23 +157,24 @@ class ExpertStore:
 
     def _write_expert(self, expert: Expert, folder: Path) -> None:
         targets = sorted({k.rsplit('.lora_', 1)[0] for k in expert.lora})
-        LoraConfig(
+        config = LoraConfig(
             target_modules=targets,
             inference_mode=True,
             base_model_name_or_path=expert.base_fingerprint,
-            **expert.lora_config).save_pretrained(str(folder))
-        write_tensors(folder / _ADAPTER, {
-            _PEFT_PREFIX + k: v
+            **expert.lora_config)
+        write_file(folder / ADAPTER_CONFIG, _as_peft_writes(config))
+        write_tensors(folder / ADAPTER, {
+            PEFT_PREFIX + k: v
             for k, v in expert.lora.items()
         })
-        write_tensors(folder / 'head.safetensors', expert.head)
-        write_tensors(folder / 'prototypes.safetensors', expert.prototypes)
+        write_tensors(folder / HEAD, expert.head)
+        write_tensors(folder / PROTOTYPES, expert.prototypes)
         if expert.norm:
-            write_tensors(folder / 'norm.safetensors', expert.norm)
+            write_tensors(folder / NORM, expert.norm)
         write_json(
-            folder / 'expert.json',
+            folder / RECORD,
             dict(
-                schema=SCHEMA,
+                schema=EXPERT_SCHEMA,
                 name=expert.name,
                 classes=expert.classes,
                 palette=expert.palette,
@@ -161,39 +188,40 @@ class ExpertStore:
     def _folder(self, name: str) -> Path:
         return self.root / check_task_name(name)
 
-    def _record(self, folder: Path) -> Dict[str, Any]:
-        path = folder / 'expert.json'
-        record = read_json(path)
-        if not isinstance(record, dict) or set(record) != set(_FIELDS) or (
-                record['schema'] != SCHEMA):
-            raise ValueError(f'{path} is not an expert of schema {SCHEMA}: '
-                             f'it must have exactly the fields {_FIELDS}')
-        if record['name'] != folder.name:
-            raise ValueError(f'{path} belongs to expert {record["name"]!r}, '
-                             f'not to folder {folder.name!r}')
-        return record
+    def _exists(self) -> bool:
+        return (self.root / _INDEX).exists()
 
     def _index(self) -> Dict[str, Any]:
-        path = self.root / 'library.json'
-        index = read_json(path)
-        if not isinstance(index, dict) or index.get('schema') != SCHEMA:
-            raise ValueError(f'{path} is not a library of schema {SCHEMA}')
-        return index
+        return read_library_index(self.root / _INDEX)
+
+    def _finish_saving(self, name: str, index: Dict[str, Any]) -> None:
+        """Move an expert that was listed when its process was killed."""
+        folder = self._folder(name)
+        record = pending(folder) / RECORD
+        if record.is_file() and sha256(record) == index['files'][_listed(
+                name)]:
+            swap_in(folder)
 
     def _write_index(self, fingerprint: str, names: List[str],
                      checksums: Dict[str, str]) -> None:
         write_json(
-            self.root / 'library.json',
+            self.root / _INDEX,
             dict(
-                schema=SCHEMA,
+                schema=LIBRARY_SCHEMA,
                 base_fingerprint=fingerprint,
                 experts=names,
                 files=checksums))
 
-    @staticmethod
-    def _check_sum(path: Path, expected: str) -> None:
-        if not path.is_file() or sha256(path) != expected:
-            raise ValueError(
-                f'{path} is missing or was changed since it was written '
-                '(its checksum differs): restore it from a copy, or train '
-                'its task again.')
+
+def _listed(name: str) -> str:
+    """Under which the index has the checksum of an expert's record."""
+    return f'{name}/{RECORD}'
+
+
+def _as_peft_writes(config: LoraConfig) -> bytes:
+    """``adapter_config.json``, with sets in a fixed order."""
+    content = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+    }
+    return json.dumps(content, indent=2, sort_keys=True).encode()

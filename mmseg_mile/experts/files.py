@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing and checking the files of a library."""
+"""Contents of a library's files, and whether they were changed."""
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+import math
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Optional
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
 from torch import Tensor
+
+from .disk_writes import write_file
+
+# what safetensors and its loader for torch raise for headers that make no
+# sense; KeyError for a type that torch has not
+_NO_TENSORS = (SafetensorError, KeyError, ValueError, TypeError, RuntimeError,
+               OverflowError)
 
 
 def sha256(path: Path) -> str:
@@ -26,89 +31,130 @@ def sha256(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Dict[str, Tensor]) -> None:
-    """Write a safetensors file; scalars and shared storage are no trouble."""
-    save_file(
-        {
-            k: v.detach().cpu().clone().contiguous()
-            for k, v in tensors.items()
-        }, str(path))
+    """Write a safetensors file, whole or not at all.
 
-
-def read_tensors(path: Path) -> Dict[str, Tensor]:
-    """Read a safetensors file.
+    Scalars and shared storage are no trouble.
 
     Raises:
-        ValueError: If it is missing or broken; names the file.
+        OSError: See :func:`write_file`.
     """
-    try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f'{path} cannot be read ({error}): restore it from '
-                         'a copy, or train its task again.') from error
+    write_file(
+        path,
+        save({
+            key:
+            value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in tensors.items()
+        }))
 
 
-def write_json(path: Path, content: Dict[str, Any]) -> None:
-    """Write a JSON object, with its checksum, whole or not at all."""
-    content = dict(content, checksum=_json_checksum(content))
-    partial = path.with_name(f'.{path.name}.partial')
-    with open(partial, 'w', encoding='utf-8') as file:
-        json.dump(content, file, indent=1, ensure_ascii=False, sort_keys=True)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def read_tensors(path: Path, checksum: str) -> Dict[str, Tensor]:
+    """Read a safetensors file after checking the very bytes that are used.
 
-
-def read_json(path: Path) -> Any:
-    """Read what :func:`write_json` wrote, without the checksum.
+    Args:
+        path (Path): The file.
+        checksum (str): Its SHA-256 when it was written.
 
     Raises:
         ValueError: If it is missing, broken or changed; names the file.
     """
+    content = _read_bytes(path, checksum)
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f'{path} cannot be read ({error}): restore it from '
-                         'a copy, or train its task again.') from error
-    if isinstance(content, dict) and 'checksum' in content:
-        if content.pop('checksum') != _json_checksum(content):
-            raise ValueError(f'{path} was changed since it was written (its '
-                             'checksum differs): restore it from a copy, or '
-                             'train its task again.')
+        return load(content)
+    except _NO_TENSORS as error:
+        raise _unreadable(path, error) from error
+
+
+def check_sum(path: Path, checksum: str) -> None:
+    """Raise unless a file is what it was when it was written.
+
+    Raises:
+        ValueError: If it is missing or changed; names the file.
+    """
+    if not path.is_file() or sha256(path) != checksum:
+        raise _changed(path)
+
+
+def num_values(path: Path) -> int:
+    """Values in a safetensors file, from its header alone.
+
+    Raises:
+        ValueError: If it has no such header; names the file.
+    """
+    try:
+        with safe_open(str(path), framework='pt') as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]
+    except (OSError, *_NO_TENSORS) as error:
+        raise _unreadable(path, error) from error
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def write_json(path: Path, content: Dict[str, Any]) -> None:
+    """Write a JSON object, with its checksum, whole or not at all.
+
+    Raises:
+        OSError: See :func:`write_file`.
+    """
+    # once through JSON, which turns tuples to lists and keys to strings
+    content = json.loads(json.dumps(content))
+    write_file(path, _json_bytes(content))
+
+
+def read_json(path: Path, checksum: Optional[str] = None) -> Dict[str, Any]:
+    """Read what :func:`write_json` wrote, without its checksum.
+
+    Args:
+        path (Path): The file.
+        checksum (str, optional): SHA-256 of the whole file when it was
+            written, where it is known. Defaults to None.
+
+    Raises:
+        ValueError: If it is missing, broken or changed; names the file.
+    """
+    written = _read_bytes(path, checksum)
+    try:
+        content = json.loads(written.decode('utf-8'))
+        if not isinstance(content, dict):
+            raise ValueError('it holds no JSON object')
+        content.pop('checksum', None)
+        expected = _json_bytes(content)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    # not a byte may differ, so that no damage passes unseen
+    if written != expected:
+        raise _changed(path)
     return content
 
 
-def _json_checksum(content: Dict[str, Any]) -> str:
-    # once through JSON, which turns tuples to lists and keys to strings
-    plain = json.loads(json.dumps(content))
-    text = json.dumps(plain, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _json_bytes(content: Dict[str, Any]) -> bytes:
+    plain = json.dumps(content, sort_keys=True)
+    checksum = hashlib.sha256(plain.encode()).hexdigest()
+    text = json.dumps(
+        dict(content, checksum=checksum),
+        indent=1,
+        ensure_ascii=False,
+        sort_keys=True)
+    return (text + '\n').encode('utf-8')
 
 
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder that becomes ``target`` when the block ends well.
-
-    An older ``target`` is replaced in the end, by two renames; a block that
-    fails, or is killed, leaves it as it was.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(
-        tempfile.mkdtemp(prefix='.partial-', dir=str(target.parent)))
+def _read_bytes(path: Path, checksum: Optional[str]) -> bytes:
     try:
-        yield partial
-        partial.chmod(0o755)
-        if target.exists():
-            old = partial.with_name(partial.name + '-old')
-            os.replace(target, old)
-            try:
-                os.replace(partial, target)
-            except BaseException:
-                os.replace(old, target)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        content = path.read_bytes()
+    except OSError as error:
+        if checksum is None or path.is_file():
+            raise _unreadable(path, error) from error
+        raise _changed(path) from error
+    if checksum not in (None, hashlib.sha256(content).hexdigest()):
+        raise _changed(path)
+    return content
+
+
+def _changed(path: Path) -> ValueError:
+    return ValueError(f'{path} is missing or was changed since it was written '
+                      '(its checksum differs): restore it from a copy, or '
+                      'train its task again.')
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f'{path} cannot be read ({type(error).__name__}: '
+                      f'{error}): restore it from a copy, or train its task '
+                      'again.')

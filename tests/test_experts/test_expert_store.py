@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmseg_mile.experts import ExpertStore
 from mmseg_mile.models.lora import (Adapter, lora_scaling, merge_adapters,
                                     replace_attention)
+from mmseg_mile.structures import Task
 
 FILES = ('adapter_config.json', 'adapter_model.safetensors', 'expert.json',
          'head.safetensors', 'norm.safetensors', 'prototypes.safetensors')
@@ -163,7 +164,8 @@ def test_flipped_bit_in_a_record_that_still_parses_is_refused(store):
     text = path.read_text()
     path.write_text(text.replace('"lora_alpha": 4', '"lora_alpha": 5'))
     assert json.loads(path.read_text())['lora_config']['lora_alpha'] == 5
-    with pytest.raises(ValueError, match='day/expert.json was changed'):
+    with pytest.raises(
+            ValueError, match='day/expert.json is missing or was changed'):
         store.load('day')
 
 
@@ -172,7 +174,7 @@ def test_swapped_folders_are_refused(store):
     day.rename(store.root / 'x')
     night.rename(day)
     (store.root / 'x').rename(night)
-    with pytest.raises(ValueError, match="day/expert.json belongs .*'night'"):
+    with pytest.raises(ValueError, match='day/expert.json is missing or was'):
         store.load('day')
 
 
@@ -203,6 +205,44 @@ def test_broken_index_is_refused_by_name(store, content):
 def test_unknown_expert_is_refused_with_the_known_ones(store):
     with pytest.raises(ValueError, match=r"'fog'; experts: \['day', 'night'"):
         store.load('fog')
+
+
+def test_many_experts_are_opened_in_the_order_asked_for(store):
+    assert [e.name for e in store.open(['night', 'day'])] == ['night', 'day']
+
+
+def test_nothing_is_read_where_nothing_is_asked_for(tmp_path):
+    assert ExpertStore(tmp_path / 'new').open([]) == []
+
+
+@pytest.mark.parametrize('classes', [('sky', 'road'), ('road', ),
+                                     ('road', 'sky', 'car')])
+def test_expert_of_a_task_whose_classes_changed_is_refused(store, classes):
+    task = Task('day', classes, (), {}, {})
+    with pytest.raises(
+            ValueError,
+            match=r"'day' has the classes .*learned \('road', 'sky'\): give"):
+        store.open_tasks([task])
+
+
+def test_experts_of_tasks_with_their_classes_are_opened(store):
+    tasks = [Task(n, ('road', 'sky'), (), {}, {}) for n in ('night', 'day')]
+    assert [e.name for e in store.open_tasks(tasks)] == ['night', 'day']
+
+
+def test_hundred_experts_are_listed_and_opened(store, make, monkeypatch):
+    monkeypatch.setattr('os.fsync', lambda descriptor: None)
+    expert = make('day', norm={})
+    for index in range(100):
+        store.save(dataclasses.replace(expert, name=f'day {index}'))
+    names = store.names[2:]
+    assert len(names) == 100
+    assert [e.name for e in store.open(names)] == names
+
+
+def test_unknown_expert_is_not_opened(store):
+    with pytest.raises(ValueError, match=r"'fog'; experts: \['day', 'night'"):
+        store.open(['day', 'fog'])
 
 
 @pytest.mark.parametrize('name', ['../day', 'a/b', '/tmp/x', '..', 'a\\b'])

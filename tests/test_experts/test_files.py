@@ -1,38 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole, and tell when they were changed."""
+"""Contents that come back as they were, and tell when they were changed."""
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import hashlib
+import json
 
 import pytest
 import torch
 
-from mmseg_mile.experts.files import (new_folder, read_json, read_tensors,
-                                      sha256, write_json, write_tensors)
-
-KILLED = """
-import os, signal
-from pathlib import Path
-import importlib.util
-spec = importlib.util.spec_from_file_location('files', {file!r})
-files = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(files)
-with files.new_folder(Path({target!r})) as folder:
-    (folder / 'a').write_text('new')
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.fixture
-def target(tmp_path):
-    """A folder with an old file in it."""
-    folder = tmp_path / 'target'
-    folder.mkdir()
-    (folder / 'a').write_text('old')
-    return folder
+from mmseg_mile.experts.files import (check_sum, num_values, read_json,
+                                      read_tensors, sha256, write_json,
+                                      write_tensors)
 
 
 def test_digest_is_that_of_the_bytes(tmp_path):
@@ -48,7 +26,8 @@ def test_tensors_come_back_bit_for_bit(tmp_path):
         half=torch.randn(2).half(), double=torch.randn(2).double(),
         gradient=torch.randn(2, requires_grad=True))  # yapf: disable
     write_tensors(tmp_path / 'x.safetensors', tensors)
-    again = read_tensors(tmp_path / 'x.safetensors')
+    path = tmp_path / 'x.safetensors'
+    again = read_tensors(path, sha256(path))
     assert set(again) == set(tensors)
     for key, value in tensors.items():
         assert again[key].dtype == value.dtype
@@ -56,17 +35,46 @@ def test_tensors_come_back_bit_for_bit(tmp_path):
 
 
 def test_no_tensors_are_no_trouble(tmp_path):
-    write_tensors(tmp_path / 'x.safetensors', {})
-    assert read_tensors(tmp_path / 'x.safetensors') == {}
+    path = tmp_path / 'x.safetensors'
+    write_tensors(path, {})
+    assert read_tensors(path, sha256(path)) == {} and num_values(path) == 0
 
 
-@pytest.mark.parametrize('content', [None, b'', b'\x80\x04pickle', b'{}'])
+@pytest.mark.parametrize('content', [b'', b'\x80\x04pickle', b'{}'])
 def test_broken_tensors_are_refused_by_name(tmp_path, content):
+    path = tmp_path / 'x.safetensors'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='x.safetensors cannot be read'):
+        read_tensors(path, sha256(path))
+
+
+@pytest.mark.parametrize('change', ['', 'unlink', 'write_bytes'])
+@pytest.mark.parametrize('read', [read_tensors, check_sum])
+def test_changed_tensors_are_refused_by_name(tmp_path, change, read):
+    path = tmp_path / 'x.safetensors'
+    write_tensors(path, {'a': torch.zeros(3)})
+    checksum = sha256(path)
+    if not change:
+        read(path, checksum)
+        return
+    getattr(path, change)(*[b'other'] if change == 'write_bytes' else [])
+    with pytest.raises(ValueError, match='x.safetensors is missing or was'):
+        read(path, checksum)
+
+
+def test_values_of_all_tensors_are_counted(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    write_tensors(path, dict(a=torch.zeros(3, 4), b=torch.tensor(1)))
+    assert num_values(path) == 13
+
+
+@pytest.mark.parametrize('content', [None, b'', bytes(8), b'\xff' * 20])
+def test_values_of_a_broken_file_are_not_counted(tmp_path, content):
     path = tmp_path / 'x.safetensors'
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match='x.safetensors cannot be read'):
-        read_tensors(path)
+        num_values(path)
 
 
 def test_json_comes_back_without_its_checksum(tmp_path):
@@ -91,11 +99,14 @@ def test_changed_json_is_refused_by_name(tmp_path):
     write_json(tmp_path / 'x.json', {'rank': 16})
     text = (tmp_path / 'x.json').read_text()
     (tmp_path / 'x.json').write_text(text.replace('16', '17'))
-    with pytest.raises(ValueError, match='x.json was changed'):
+    with pytest.raises(ValueError, match='x.json is missing or was changed'):
         read_json(tmp_path / 'x.json')
 
 
-@pytest.mark.parametrize('content', [None, b'', b'{"a": 1', b'\xff\xfe'])
+@pytest.mark.parametrize('content', [
+    None, b'', b'{"a": 1', b'\xff\xfe', b'[1, 2]', b'7', b'[' * 100_000,
+    b'{"a": ' + b'9' * 5000 + b'}', b'{"a": "\\ud800"}'
+])
 def test_broken_json_is_refused_by_name(tmp_path, content):
     if content is not None:
         (tmp_path / 'x.json').write_bytes(content)
@@ -103,61 +114,40 @@ def test_broken_json_is_refused_by_name(tmp_path, content):
         read_json(tmp_path / 'x.json')
 
 
+@pytest.mark.parametrize('change', [
+    lambda text: text[:-1],
+    lambda text: text + '\n',
+    lambda text: text.replace(' "a"', '  "a"'),
+    lambda text: text.replace(' "a"', ' "a": 2, "a"'),
+], ids=['cut', 'longer', 'space', 'twice'])  # yapf: disable
+def test_not_a_byte_of_json_may_differ(tmp_path, change):
+    path = tmp_path / 'x.json'
+    write_json(path, {'a': 1})
+    changed = change(path.read_text())
+    assert json.loads(changed) == json.loads(path.read_text())
+    path.write_text(changed)
+    with pytest.raises(ValueError, match='x.json is missing or was changed'):
+        read_json(path)
+
+
+def test_json_without_a_checksum_is_refused(tmp_path):
+    (tmp_path / 'x.json').write_text('{\n "a": 1\n}\n')
+    with pytest.raises(ValueError, match='x.json is missing or was changed'):
+        read_json(tmp_path / 'x.json')
+
+
+def test_json_of_another_library_is_refused_by_its_digest(tmp_path):
+    path = tmp_path / 'x.json'
+    write_json(path, {'a': 1})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_json(path, digest) == {'a': 1}
+    write_json(path, {'a': 2})
+    with pytest.raises(ValueError, match='x.json is missing or was changed'):
+        read_json(path, digest)
+
+
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     write_json(tmp_path / 'x.json', {'a': 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / 'x.json', {'a': object()})
     assert read_json(tmp_path / 'x.json') == {'a': 1}
-
-
-def test_folder_appears_with_everything_in_it(tmp_path):
-    with new_folder(tmp_path / 'deep' / 'new') as folder:
-        (folder / 'a').write_text('new')
-        assert not (tmp_path / 'deep' / 'new').exists()
-    assert (tmp_path / 'deep' / 'new' / 'a').read_text() == 'new'
-
-
-def test_old_folder_is_replaced_as_a_whole(target):
-    (target / 'b').write_text('gone')
-    with new_folder(target) as folder:
-        (folder / 'a').write_text('new')
-    assert [p.name for p in target.parent.rglob('*')] == ['target', 'a']
-    assert (target / 'a').read_text() == 'new'
-
-
-def test_others_may_read_the_folder(tmp_path):
-    with new_folder(tmp_path / 'new'):
-        pass
-    assert (tmp_path / 'new').stat().st_mode & 0o777 == 0o755
-
-
-def test_failed_block_leaves_the_old_folder(target):
-    with pytest.raises(KeyboardInterrupt), new_folder(target) as folder:
-        (folder / 'a').write_text('new')
-        raise KeyboardInterrupt
-    assert [p.name for p in target.parent.rglob('*')] == ['target', 'a']
-    assert (target / 'a').read_text() == 'old'
-
-
-def test_failed_rename_brings_the_old_folder_back(target, monkeypatch):
-    replace = os.replace
-
-    def fail_once(source, goal):
-        if goal == target and not str(source).endswith('-old'):
-            raise OSError('disk full')
-        replace(source, goal)
-
-    monkeypatch.setattr(os, 'replace', fail_once)
-    with pytest.raises(OSError, match='disk full'):
-        with new_folder(target) as folder:
-            (folder / 'a').write_text('new')
-    assert [p.name for p in target.parent.rglob('*')] == ['target', 'a']
-    assert (target / 'a').read_text() == 'old'
-
-
-def test_killed_process_leaves_the_old_folder(target):
-    file = sys.modules[new_folder.__module__].__file__
-    code = KILLED.format(file=file, target=str(target))
-    done = subprocess.run([sys.executable, '-c', code])
-    assert done.returncode == -signal.SIGKILL
-    assert (target / 'a').read_text() == 'old'

@@ -2,9 +2,13 @@
 """Whole models on disk."""
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
+from mmseg_mile.experts.disk_writes import pending
+from mmseg_mile.experts.files import read_json, write_json
 from mmseg_mile.experts.model_store import load_model, save_model
 
 
@@ -33,7 +37,8 @@ def test_changed_weights_are_refused_by_name(folder):
 def test_changed_record_is_refused_by_name(folder):
     path = folder / 'model.json'
     path.write_text(path.read_text().replace('road', 'roaD'))
-    with pytest.raises(ValueError, match='model.json was changed'):
+    with pytest.raises(
+            ValueError, match='model.json is missing or was changed'):
         load_model(folder)
 
 
@@ -45,6 +50,32 @@ def test_missing_file_is_refused_by_name(folder, file):
 
 
 def test_record_of_another_schema_is_refused(folder):
-    (folder / 'model.json').write_text('{"schema": 2}')
-    with pytest.raises(ValueError, match='model.json.* is not of schema 1'):
+    write_json(folder / 'model.json', dict(schema=1))
+    with pytest.raises(ValueError, match='model.json is not of schema 2'):
         load_model(folder)
+
+
+@pytest.mark.parametrize('change', [
+    dict(files={}),
+    dict(files=['model.safetensors']),
+    dict(classes='road'),
+    dict(palette=[1, 2, 3])
+])
+def test_record_without_what_a_model_needs_is_refused(folder, change):
+    record = read_json(folder / 'model.json')
+    write_json(folder / 'model.json', dict(record, **change))
+    with pytest.raises(ValueError, match='model.json must hold'):
+        load_model(folder)
+
+
+def test_model_of_another_task_is_refused(folder):
+    folder.rename(folder.with_name('night'))
+    with pytest.raises(ValueError, match="model.json belongs to model 'day'"):
+        load_model(folder.with_name('night'))
+
+
+def test_model_that_a_killed_process_was_replacing_is_found(folder):
+    new = pending(folder)
+    shutil.copytree(folder, new)
+    folder.rename(folder.with_name('.day.old'))
+    assert load_model(folder)[1] == ('road', 'sky')

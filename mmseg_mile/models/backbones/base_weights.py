@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
 
 import torch
+from mmcv.cnn import is_norm
 from torch import Tensor, nn
 
 
@@ -89,20 +90,20 @@ class PretrainedCheck:
                 f'for example {self._unset[:3]}. Give the checkpoint of this '
                 'backbone, with its bare keys or a `prefix`.')
 
-    def refuse_other_base(self, mine: str, stored: str) -> None:
-        """Raise if a checkpoint was configured: it loaded another base.
+    def refuse_other_base(self, mine: Callable[[], str], stored: str) -> None:
+        """Raise if a checkpoint was configured and is another base.
 
         Args:
-            mine (str): Fingerprint of the base as loaded.
+            mine (Callable): Gives the fingerprint of the base as loaded.
             stored (str): Fingerprint that is asked for.
 
         Raises:
             ValueError: Naming the checkpoint and both fingerprints.
         """
-        if self.checkpoint:
+        if self.checkpoint and mine() != stored:
             raise ValueError(
                 f'the library belongs to the base {stored[:16]}, '
-                f'backbone.init_cfg loaded {mine[:16]} from '
+                f'backbone.init_cfg loaded {mine()[:16]} from '
                 f'{self.checkpoint!r}: give the checkpoint that the library '
                 'was made with.')
 
@@ -118,3 +119,16 @@ class PretrainedCheck:
         self._unset += [
             k for k in keys.missing_keys if 'num_batches_tracked' not in k
         ]
+
+
+def hold_statistics(backbone: nn.Module, owned: Iterable[nn.Module]) -> None:
+    """Put every norm layer that no expert owns into eval mode.
+
+    Args:
+        backbone (nn.Module): Whose norm layers are meant.
+        owned (Iterable[nn.Module]): Norm layers that train.
+    """
+    kept = {id(module) for module in owned}
+    for module in backbone.modules():
+        if is_norm(module) and id(module) not in kept:
+            module.eval()

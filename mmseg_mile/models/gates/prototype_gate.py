@@ -10,7 +10,8 @@ from torch import Tensor
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
 from .base_gate import BaseGate
-from .prototypes import Prototypes, folds, shared_precision, squared_distances
+from .prototype_metric import PrototypeMetric
+from .prototypes import Prototypes, folds
 
 # Shape legend: B images, D embedding, E experts
 _METRICS = ('euclidean', 'cosine', 'mahalanobis')
@@ -27,8 +28,8 @@ class PrototypeGate(BaseGate):
     within-task covariance that all tasks share, so that directions in which
     images of any one task differ count little.
 
-    Only counts, means and scatter of a task are kept. They are float64 and
-    order-free, so tasks can come, merge and go.
+    Only counts, means and scatter of a task are kept. They are order-free,
+    so tasks can come, merge and go, and computed with in float64.
 
     Args:
         metric (str): 'euclidean', 'cosine' or 'mahalanobis'.
@@ -77,8 +78,8 @@ class PrototypeGate(BaseGate):
         self.temperature = temperature
         self.unfamiliar_quantile = unfamiliar_quantile
         self.shrinkage = shrinkage
-        self._tasks: Dict[str, Prototypes] = {}
-        self._precision: Optional[Tensor] = None
+        self._tasks = PrototypeMetric(shrinkage if metric ==
+                                      'mahalanobis' else None)
 
     def fit(self, task: str, embeddings: Optional[Tensor]) -> None:
         """Learn the prototypes of a task from (N, D) embeddings.
@@ -98,7 +99,6 @@ class PrototypeGate(BaseGate):
         """Forget a task; the others' statistics stay as they are."""
         super().remove(task)
         del self._tasks[task]
-        self._precision = None
 
     def state(self, task: str) -> Dict[str, Tensor]:
         """See :meth:`BaseGate.state`."""
@@ -123,19 +123,14 @@ class PrototypeGate(BaseGate):
         """
         self._check_ready()
         x = self._checked(embeddings, 'the images')
-        precision = self._current_precision()
-        return torch.stack(
-            [squared_distances(x, t, precision) for t in self._tasks.values()],
-            1).sqrt()
+        return self._tasks.distances(x)
 
     def route(self, embeddings: Optional[Tensor],
               tasks: Sequence[Optional[str]]) -> Routing:
         """See :meth:`BaseGate.route`; ``tasks`` is not looked at."""
         assert embeddings is not None
         distances_BE = self.distances(embeddings)
-        typical_E = torch.stack(
-            [self._typical(t) for t in self._tasks.values()])
-        reach_E = torch.stack([t.reach for t in self._tasks.values()])
+        typical_E, reach_E = self._tasks.typical, self._tasks.reach
         unfamiliar = (distances_BE > typical_E * reach_E).all(1)
         # stable: of equally near experts, the one learned first
         values, indices = distances_BE.sort(dim=1, stable=True)
@@ -160,7 +155,6 @@ class PrototypeGate(BaseGate):
         self._check_size(prototypes.centroids, f'task {task!r}')
         super().fit(task, None)
         self._tasks[task] = prototypes
-        self._precision = None
 
     def _checked(self, embeddings: Tensor, whose: str) -> Tensor:
         self._check_size(embeddings, whose)
@@ -170,38 +164,20 @@ class PrototypeGate(BaseGate):
         return self._space(embeddings)
 
     def _check_size(self, embeddings: Tensor, whose: str) -> None:
-        for other, known in self._tasks.items():
-            if known.centroids.shape[1] != embeddings.shape[1]:
+        # all tasks that were taken have one size
+        for other in self._tasks.names[:1]:
+            size = self._tasks[other].size
+            if size != embeddings.shape[1]:
                 raise ValueError(
                     f'embeddings of {whose} have {embeddings.shape[1]} '
-                    f'values, those of task {other!r} '
-                    f'{known.centroids.shape[1]}: keep the embedder as it '
-                    'was for the whole stream')
+                    f'values, those of task {other!r} {size}: keep the '
+                    'embedder as it was for the whole stream')
 
     def _space(self, embeddings: Tensor) -> Tensor:
         x = embeddings.detach().double().cpu()
         if self.metric == 'cosine':
             return torch.nn.functional.normalize(x, dim=1)
         return x
-
-    def _current_precision(self) -> Tensor:
-        if self._precision is None:
-            self._precision = self._precision_of(list(self._tasks.values()))
-        return self._precision
-
-    def _precision_of(self, tasks: Sequence[Prototypes]) -> Tensor:
-        if self.metric == 'mahalanobis':
-            return shared_precision(tasks, self.shrinkage)
-        return torch.eye(tasks[0].scatter.shape[0], dtype=torch.float64)
-
-    def _typical(self, task: Prototypes) -> Tensor:
-        """Root mean squared distance of the task's own training images.
-
-        It follows from the scatter alone, ``tr(P S_t) / n_t``, so it stays
-        right when another task changes the shared covariance.
-        """
-        trace = (self._current_precision() * task.scatter).sum()
-        return (trace / task.counts.sum()).clamp_min(0).sqrt()
 
     def _calibrate(self, x: Tensor) -> Tensor:
         """Quantile of held-out over typical distance, by cross-fitting.
@@ -218,8 +194,5 @@ class PrototypeGate(BaseGate):
             kept = torch.ones(len(x), dtype=torch.bool)
             kept[fold] = False
             part = Prototypes.of(x[kept], self.num_prototypes)
-            precision = self._precision_of([*self._tasks.values(), part])
-            typical = (precision * part.scatter).sum() / part.counts.sum()
-            held_out = squared_distances(x[fold], part, precision)
-            ratios.append((held_out / typical.clamp_min(1e-12)).sqrt())
+            ratios.append(self._tasks.relative_distances(x[fold], part))
         return torch.cat(ratios).quantile(self.unfamiliar_quantile)

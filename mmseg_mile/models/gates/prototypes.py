@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence
+from typing import Dict, List
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ class Prototypes:
     Args:
         centroids (Tensor): (K, D) float64.
         counts (Tensor): (K,) images per centroid.
-        scatter (Tensor): (D, D), sum over images of the outer product of
-            their offset from the nearest centroid.
+        scatter (Tensor): (D * (D + 1) / 2,) upper triangle, row by row, of
+            the sum over images of the outer product of their offset from
+            the nearest centroid. In float32: it is a sample's spread, known
+            to a few per cent, and most of what a gate stores.
         reach (Tensor): (), calibrated distance of the task's own images
             relative to their mean squared distance; inf if unknown.
     """
@@ -36,28 +38,43 @@ class Prototypes:
         nearest = torch.cdist(x, centroids).argmin(1)
         counts = torch.bincount(nearest, minlength=len(centroids))
         offsets = x - centroids[nearest]
-        return cls(centroids, counts.double(), offsets.T @ offsets,
+        return cls(centroids, counts.double(),
+                   pack(offsets.T @ offsets).float(),
                    torch.tensor(torch.inf, dtype=torch.float64))
 
+    @property
+    def size(self) -> int:
+        """int: D."""
+        return self.centroids.shape[1]
+
+    @property
+    def num_images(self) -> float:
+        """float: Images of the task."""
+        return float(self.counts.sum())
+
     def state(self) -> Dict[str, Tensor]:
-        """Tensors for the disk; of the scatter its upper triangle."""
-        rows, columns = torch.triu_indices(*self.scatter.shape)
-        return dict(
-            centroids=self.centroids,
-            counts=self.counts,
-            scatter=self.scatter[rows, columns],
-            reach=self.reach)
+        """Tensors for the disk."""
+        return dict(vars(self))
 
     @classmethod
     def from_state(cls, state: Dict[str, Tensor]) -> 'Prototypes':
         """Inverse of :meth:`state`."""
-        size = state['centroids'].shape[1]
-        upper = torch.zeros(size, size, dtype=torch.float64)
-        rows, columns = torch.triu_indices(size, size)
-        upper[rows, columns] = state['scatter']
-        scatter = upper + upper.triu(1).T
-        return cls(state['centroids'], state['counts'], scatter,
-                   state['reach'])
+        return cls(**state)
+
+
+def pack(symmetric: Tensor) -> Tensor:
+    """(D, D) -> its upper triangle, (D * (D + 1) / 2,), row by row."""
+    rows, columns = torch.triu_indices(*symmetric.shape)
+    return symmetric[rows, columns]
+
+
+def unpack(triangle: Tensor, size: int) -> Tensor:
+    """Inverse of :func:`pack`; ``size`` is D."""
+    rows, columns = torch.triu_indices(size, size)
+    symmetric = triangle.new_zeros(size, size)
+    symmetric[rows, columns] = triangle
+    symmetric[columns, rows] = triangle
+    return symmetric
 
 
 def k_means(x: Tensor, num_clusters: int, num_steps: int = 50) -> Tensor:
@@ -90,48 +107,6 @@ def k_means(x: Tensor, num_clusters: int, num_steps: int = 50) -> Tensor:
             break
         centroids = means
     return centroids
-
-
-def shared_precision(tasks: Sequence[Prototypes], shrinkage: float) -> Tensor:
-    """Inverse of the within-task covariance that all tasks share.
-
-    ``S = sum_t scatter_t / sum_t n_t``, shrunk towards its diagonal:
-    ``(1 - a) S + a diag(S)``. Sums only, so tasks can be added, merged and
-    removed one by one.
-
-    Args:
-        tasks (Sequence[Prototypes]): Of all experts.
-        shrinkage (float): a in (0, 1].
-
-    Returns:
-        Tensor: (D, D) float64.
-    """
-    total = sum(float(t.counts.sum()) for t in tasks)
-    # one after the other: stacked, they would be in memory twice
-    scatter = sum((t.scatter for t in tasks[1:]), tasks[0].scatter) / total
-    diagonal = scatter.diagonal()
-    # a constant feature must not divide by zero
-    floor = diagonal.mean().clamp_min(1e-12) * 1e-6
-    shrunk = (1 - shrinkage) * scatter
-    shrunk.diagonal().copy_(diagonal.clamp_min(floor))
-    return torch.linalg.inv(shrunk)
-
-
-def squared_distances(x: Tensor, prototypes: Prototypes,
-                      precision: Tensor) -> Tensor:
-    """Mahalanobis distance, squared, to a task's nearest centroid.
-
-    Args:
-        x (Tensor): (N, D) float64.
-        prototypes (Prototypes): Of the task.
-        precision (Tensor): (D, D).
-
-    Returns:
-        Tensor: (N,).
-    """
-    offsets = x[:, None] - prototypes.centroids[None]
-    return torch.einsum('nkd,de,nke->nk', offsets, precision,
-                        offsets).amin(1).clamp_min(0)
 
 
 def folds(num_images: int, num_folds: int) -> List[Tensor]:

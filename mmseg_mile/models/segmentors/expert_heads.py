@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Dict, Tuple
+from functools import partial
+from typing import Any, Dict, NamedTuple, Tuple, Union
 
 import torch
 from torch import nn
 
+from mmseg_mile.experts import StoredExpert
+from mmseg_mile.experts.expert_cache import ExpertCache, Key
 from mmseg_mile.structures import Expert, Task
 from mmseg_mile.structures.expert import TensorDict
 from .task_head import build_head
@@ -22,6 +25,30 @@ class ExpertHead:
     classes: Tuple[str, ...]
     palette: Tuple[Tuple[int, ...], ...]
 
+    def num_bytes(self) -> int:
+        """Memory that the tensors take."""
+        return sum(v.nbytes for v in self.state.values())
+
+
+class LabelSpace(NamedTuple):
+    """What the outputs of a head mean."""
+    classes: Tuple[str, ...]
+    palette: Tuple[Tuple[int, ...], ...]
+
+
+class _Shared(NamedTuple):
+    """A module, and who owns each entry of its state dict."""
+    module: nn.Module
+    owners: Dict[str, Tuple[nn.Module, str]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> '_Shared':
+        owners = {}
+        for key in module.state_dict():
+            path, _, leaf = key.rpartition('.')
+            owners[key] = (module.get_submodule(path), leaf)
+        return cls(module, owners)
+
 
 class ExpertHeads:
     """Head tensors per expert, and one module per kind of head.
@@ -29,57 +56,64 @@ class ExpertHeads:
     Experts whose heads have the same config share a module; handing it one
     expert's tensors takes as long as a head has parameters, not as many
     modules as there are experts.
+
+    Args:
+        cache (ExpertCache): Holds the heads' tensors.
     """
 
-    def __init__(self) -> None:
-        self._heads: Dict[str, ExpertHead] = {}
-        self._modules: Dict[str, nn.Module] = {}
+    def __init__(self, cache: ExpertCache) -> None:
+        self._cache = cache
+        self._labels: Dict[str, LabelSpace] = {}
+        self._modules: Dict[str, _Shared] = {}
 
     @property
     def names(self) -> Tuple[str, ...]:
         """tuple[str]: Experts in the order in which they were added."""
-        return tuple(self._heads)
+        return tuple(self._labels)
 
     def __getitem__(self, name: str) -> ExpertHead:
-        if name not in self._heads:
-            raise ValueError(
-                f'unknown expert {name!r}; experts: {list(self._heads)}')
-        return self._heads[name]
+        return self._cache[self._key(name)]
+
+    def labels(self, name: str) -> LabelSpace:
+        """Label space of a head, known without its tensors."""
+        self._key(name)
+        return self._labels[name]
 
     def keep(self, task: Task, head: nn.Module, config: Dict[str,
                                                              Any]) -> None:
         """Copy the values of a trained head."""
         state = {k: v.detach().clone() for k, v in head.state_dict().items()}
-        self._heads[task.name] = ExpertHead(state, config, task.classes,
-                                            task.palette)
+        self._labels[task.name] = LabelSpace(task.classes, task.palette)
+        self._cache[self._key(task.name)] = ExpertHead(state, config,
+                                                       task.classes,
+                                                       task.palette)
 
-    def add(self, expert: Expert, device: torch.device) -> None:
-        """Take over a stored head.
+    def add(self, expert: Union[Expert, StoredExpert],
+            device: torch.device) -> None:
+        """Take over a head; a stored one is read when it is first used.
 
         Raises:
-            ValueError: If its tensors do not fit its config, or its classes
-                do not match its outputs.
+            ValueError: If its classes do not match its outputs, or, when it
+                is read, its tensors do not fit its config.
         """
-        config = expert.head_config
-        if config.get('num_classes') != len(expert.classes):
-            raise ValueError(
-                f'expert {expert.name!r} names {len(expert.classes)} classes '
-                f'but its head has {config.get("num_classes")}: its '
-                'expert.json was changed; restore it from a copy.')
-        state = {k: v.to(device) for k, v in expert.head.items()}
-        self._heads[expert.name] = ExpertHead(state, config, expert.classes,
-                                              expert.palette)
-        try:
-            self.module(expert.name, device)
-        except RuntimeError as error:
-            del self._heads[expert.name]
-            raise ValueError(f'head of expert {expert.name!r} does not fit '
-                             f'its config: {error}') from error
+        check_classes(expert)
+        load = partial(self._load, expert, device)
+        head = None if isinstance(expert, StoredExpert) else load()
+        self._labels[expert.name] = LabelSpace(expert.classes, expert.palette)
+        if head is None:
+            self._cache.defer(self._key(expert.name), load)
+        else:
+            self._cache[self._key(expert.name)] = head
+
+    def release(self, expert: StoredExpert, device: torch.device) -> None:
+        """Let a head leave memory that was stored since."""
+        self._cache.release(
+            self._key(expert.name), partial(self._load, expert, device))
 
     def remove(self, name: str) -> None:
         """Forget a head."""
-        self[name]
-        del self._heads[name]
+        del self._cache[self._key(name)]
+        del self._labels[name]
 
     def module(self, name: str, device: torch.device) -> nn.Module:
         """The head of an expert, ready to predict.
@@ -89,10 +123,51 @@ class ExpertHeads:
             device (torch.device): Where a new module is built.
         """
         head = self[name]
-        kind = json.dumps(head.config, sort_keys=True, default=str)
+        shared = self._shared(head.config, device)
+        for key, value in head.state.items():
+            owner, leaf = shared.owners[key]
+            value = value.to(device)
+            trains = isinstance(getattr(owner, leaf), nn.Parameter)
+            setattr(owner, leaf, nn.Parameter(value) if trains else value)
+        return shared.module
+
+    def _load(self, expert: Union[Expert, StoredExpert],
+              device: torch.device) -> ExpertHead:
+        state = {k: v.to(device) for k, v in expert.head.items()}
+        module = self._shared(expert.head_config, device).module
+        wanted = {k: v.shape for k, v in module.state_dict().items()}
+        wrong = wanted.items() ^ {k: v.shape for k, v in state.items()}.items()
+        if wrong:
+            raise ValueError(
+                f'head of expert {expert.name!r} does not fit its config: '
+                f'{sorted({key for key, _ in wrong})[:5]} are missing, not '
+                'expected or of another shape. Restore it from a copy, or '
+                'train its task again.')
+        return ExpertHead(state, expert.head_config, expert.classes,
+                          expert.palette)
+
+    def _shared(self, config: Dict[str, Any], device: torch.device) -> _Shared:
+        kind = json.dumps(config, sort_keys=True, default=str)
         if kind not in self._modules:
-            self._modules[kind] = build_head(head.config, device).eval()
-        module = self._modules[kind]
-        state = {k: v.to(device) for k, v in head.state.items()}
-        module.load_state_dict(state, strict=True, assign=True)
-        return module
+            self._modules[kind] = _Shared.of(build_head(config, device).eval())
+        return self._modules[kind]
+
+    def _key(self, name: str) -> Key:
+        if name not in self._labels:
+            raise ValueError(
+                f'unknown expert {name!r}; experts: {list(self._labels)}')
+        return ('head', name)
+
+
+def check_classes(expert: Union[Expert, StoredExpert]) -> None:
+    """Raise unless the head has one output per class.
+
+    Raises:
+        ValueError: Naming the expert and both numbers.
+    """
+    outputs = expert.head_config.get('num_classes')
+    if outputs != len(expert.classes):
+        raise ValueError(
+            f'expert {expert.name!r} names {len(expert.classes)} classes '
+            f'but its head has {outputs}: its expert.json was changed; '
+            'restore it from a copy.')

@@ -194,7 +194,6 @@ def test_state_round_trip_routes_bit_for_bit(metric):
     again = PrototypeGate(metric=metric, num_prototypes=3, top_k=2)
     for name in gate.expert_names:
         state = gate.state(name)
-        assert all(v.dtype == torch.float64 for v in state.values())
         again.load_state(name, state)
     x = torch.randn(50, 2) * 4
     one, two = gate.route(x, [None] * 50), again.route(x, [None] * 50)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from mmseg_mile.models.gates.prototypes import (Prototypes, folds, k_means,
-                                                shared_precision,
-                                                squared_distances)
+                                                pack, unpack)
 
 CORNERS = torch.tensor([[0., 0], [0, 2], [10, 0], [10, 2]]).double()
 
@@ -42,7 +41,14 @@ def test_counts_and_scatter_of_two_clusters():
     prototypes = Prototypes.of(CORNERS, 2)
     assert prototypes.counts.tolist() == [2, 2]
     # each point is one unit above or below its centroid
-    assert prototypes.scatter.tolist() == [[0, 0], [0, 4]]
+    assert unpack(prototypes.scatter, 2).tolist() == [[0, 0], [0, 4]]
+    assert (prototypes.size, prototypes.num_images) == (2, 4)
+
+
+def test_triangle_goes_row_by_row():
+    matrix = torch.tensor([[1, 2, 3], [2, 4, 5], [3, 5, 6]])
+    assert pack(matrix).tolist() == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(unpack(pack(matrix), 3), matrix)
 
 
 def test_state_comes_back_bit_for_bit():
@@ -50,43 +56,10 @@ def test_state_comes_back_bit_for_bit():
     prototypes.reach = torch.rand((), dtype=torch.float64)
     state = prototypes.state()
     assert state['scatter'].shape == (28, )  # 7 * 8 / 2
+    assert state['scatter'].dtype == torch.float32
     again = Prototypes.from_state(state)
     for name in ('centroids', 'counts', 'scatter', 'reach'):
         assert torch.equal(getattr(again, name), getattr(prototypes, name))
-
-
-def test_shared_precision_pools_the_scatter_within_tasks():
-    # tasks far apart, each spread by one along its own axis
-    one = Prototypes.of(torch.tensor([[-1., 0], [1, 0]]), 1)
-    two = Prototypes.of(torch.tensor([[50., 49], [50, 51]]), 1)
-    # (2 + 0) / 4 along each axis
-    torch.testing.assert_close(
-        shared_precision([one, two], 0.1),
-        torch.diag(torch.tensor([2., 2.]).double()))
-
-
-def test_shrinkage_weakens_correlation_only():
-    line = Prototypes.of(torch.tensor([[-1., -1], [1, 1]]), 1)
-    precision = shared_precision([line], 0.5)
-    covariance = torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double()
-    torch.testing.assert_close(precision, covariance.inverse())
-
-
-def test_constant_feature_divides_by_no_zero():
-    flat = Prototypes.of(torch.tensor([[-1., 3], [1, 3]]), 1)
-    assert shared_precision([flat], 0.1).isfinite().all()
-
-
-def test_tasks_without_any_spread_divide_by_no_zero():
-    point = Prototypes.of(torch.ones(1, 3), 1)
-    assert shared_precision([point], 0.1).isfinite().all()
-
-
-def test_distance_is_to_the_nearest_prototype():
-    x = torch.tensor([[1., 1], [10, 4]]).double()
-    distances = squared_distances(x, Prototypes.of(CORNERS, 2),
-                                  torch.eye(2).double())
-    assert distances.tolist() == [1, 9]
 
 
 @pytest.mark.parametrize('num_images', [2, 5, 13])

@@ -117,3 +117,41 @@ def test_norms_are_renewed_from_a_base_that_was_trained(library, base):
     library.copy_norms(dict(base, **{'n.weight': torch.ones(3)}))
     assert torch.equal(library['owner'].norm['n.weight'], torch.ones(3))
     assert library['one'].norm == {}
+
+
+def test_stored_adapter_is_loaded_when_it_is_merged(library, base):
+    loads = []
+    library.defer('late', lambda: (loads.append(1), adapter(3.))[1])
+    library.require(['late'])
+    assert library.names == ('one', 'two', 'late') and loads == []
+    assert value(library, base, late=1.0) == 3
+    value(library, base, late=0.5, one=0.5)
+    assert loads == [1]
+
+
+def test_stored_adapter_replaces_merged_weights_of_its_name(library, base):
+    assert value(library, base, one=1.0) == 1
+    library.defer('one', lambda: adapter(5.))
+    assert value(library, base, one=1.0) == 5
+
+
+def test_dropped_adapter_merges_to_the_same_weights(base):
+    library = AdapterLibrary(merge_cache_size=1, memory_budget_mb=0)
+    for name in 'ab':
+        library.defer(name, lambda: adapter(0.3))
+    first = library.merged({'a': 1.0}, base)['a.weight']
+    library.merged({'b': 1.0}, base)
+    assert library.cache.num_bytes == adapter(0.3).num_bytes()
+    assert torch.equal(library.merged({'a': 1.0}, base)['a.weight'], first)
+
+
+def test_adapter_in_memory_only_survives_any_budget(base):
+    library = AdapterLibrary(merge_cache_size=1, memory_budget_mb=0)
+    library['trained'] = trained = adapter(7.)
+    library.defer('other', lambda: adapter(1.))
+    library['other']
+    assert library['trained'] is trained
+    library.release('trained', lambda: adapter(7.))
+    library['other']
+    assert library['trained'] is not trained
+    assert value(library, base, trained=1.0) == 7

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmseg_mile.experts import ExpertCache, ExpertStore
+from mmseg_mile.models.segmentors.expert_heads import ExpertHeads
+
 CPU = torch.device('cpu')
 
 
@@ -38,7 +41,8 @@ def test_removed_head_is_gone(learned):
 
 @pytest.mark.parametrize('use', [
     lambda heads: heads['snow'], lambda heads: heads.remove('snow'),
-    lambda heads: heads.module('snow', CPU)
+    lambda heads: heads.module('snow', CPU),
+    lambda heads: heads.labels('snow')
 ])  # yapf: disable
 def test_unknown_expert_is_refused(learned, use):
     with pytest.raises(ValueError, match="'snow'; experts:.*'night'"):
@@ -48,6 +52,59 @@ def test_unknown_expert_is_refused(learned, use):
 def test_stored_head_that_does_not_fit_is_refused(learned, fresh):
     expert = learned.export_expert('day')
     expert.head = {k: v for k, v in expert.head.items() if 'seg' not in k}
-    with pytest.raises(ValueError, match="head of expert 'day' does not fit"):
+    with pytest.raises(
+            ValueError, match="head of expert 'day' does not fit .*conv_seg"):
         fresh.heads.add(expert, CPU)
     assert fresh.heads.names == ()
+
+
+@pytest.fixture
+def stored(learned_once, toys, tmp_path):
+    """The head of 'day' in a folder."""
+    store = ExpertStore(tmp_path)
+    store.save_base({}, 'b' * 64)
+    expert = learned_once.export_expert('day')
+    expert.base_fingerprint = 'b' * 64
+    store.save(expert)
+    return store.open(['day'])[0]
+
+
+def test_stored_head_is_read_when_it_speaks(learned_once, stored):
+    cache = ExpertCache()
+    heads = ExpertHeads(cache)
+    heads.add(stored, CPU)
+    assert heads.names == ('day', )
+    assert heads.labels('day').classes == ('road', 'sky')
+    assert cache.num_bytes == 0
+    state = heads.module('day', CPU).state_dict()
+    for key, value in learned_once.heads['day'].state.items():
+        assert torch.equal(state[key], value)
+    assert cache.num_bytes == heads['day'].num_bytes() > 0
+
+
+def test_head_of_a_changed_file_is_refused_when_it_speaks(stored, tmp_path):
+    heads = ExpertHeads(ExpertCache())
+    heads.add(stored, CPU)
+    (tmp_path / 'day' / 'head.safetensors').write_bytes(b'other')
+    with pytest.raises(ValueError, match='day/head.safetensors'):
+        heads.module('day', CPU)
+
+
+def test_reading_a_head_does_not_disturb_the_one_that_speaks(learned, stored):
+    night = learned.heads.module('night', CPU)
+    before = {k: v.clone() for k, v in night.state_dict().items()}
+    stored.head_config = learned.heads['night'].config
+    stored.classes = learned.heads['night'].classes
+    learned.heads.add(stored, CPU)
+    with pytest.raises(ValueError, match="'day' does not fit .*conv_seg"):
+        learned.heads['day']
+    after = night.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_head_without_an_output_per_class_is_refused_at_once(stored):
+    stored.classes = ('road', 'sky', 'lamp')
+    heads = ExpertHeads(ExpertCache())
+    with pytest.raises(ValueError, match='names 3 classes but its head has 2'):
+        heads.add(stored, CPU)
+    assert heads.names == ()

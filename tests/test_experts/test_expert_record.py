@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records that no expert and no library would write.
+
+Their checksums are right, so they are not damage, but the work of a newer
+version, of a slip of the hand or of somebody with bad intentions.
+"""
+from __future__ import annotations
+
+import pytest
+
+from mmseg_mile.experts.expert_record import (read_expert_record,
+                                              read_library_index)
+from mmseg_mile.experts.files import read_json, sha256, write_json
+
+ADAPTER = 'adapter_model.safetensors'
+
+
+@pytest.fixture
+def changed_record(store):
+    """``changed_record(**fields)``: 'day' with other fields."""
+    path = store.root / 'day' / 'expert.json'
+
+    def change(**fields):
+        write_json(path, {**read_json(path), **fields})
+        return path.parent, sha256(path)
+
+    return change
+
+
+@pytest.fixture
+def changed_index(store):
+    """``changed_index(**fields)``: the index with other fields."""
+    path = store.root / 'library.json'
+
+    def change(**fields):
+        write_json(path, {**read_json(path), **fields})
+        return path
+
+    return change
+
+
+@pytest.mark.parametrize('field, value', [
+    ('name', '../night'),
+    ('name', None),
+    ('classes', []),
+    ('classes', 'road'),
+    ('classes', ['road', 'road']),
+    ('classes', ['road', 7]),
+    ('palette', [[1, 2]]),
+    ('palette', [1, 2, 3]),
+    ('lora_config', {}),
+    ('lora_config', dict(r=0, lora_alpha=4)),
+    ('lora_config', dict(r=True, lora_alpha=4)),
+    ('lora_config', dict(r=2, lora_alpha='4')),
+    ('lora_config', dict(r=2, lora_alpha=4, auto_mapping='os')),
+    ('head_config', []),
+    ('base_fingerprint', 7),
+    ('provenance', None),
+    ('files', []),
+    ('files', {}),
+    ('files', {
+        ADAPTER: 'a' * 64
+    }),
+])
+def test_field_that_no_expert_has_is_refused_by_name(changed_record, field,
+                                                     value):
+    with pytest.raises(ValueError, match=f'day/expert.json: {field} holds'):
+        read_expert_record(*changed_record(**{field: value}))
+
+
+@pytest.mark.parametrize('file', ['../day/x', '/etc/passwd', 'x.pkl'])
+def test_record_lists_no_file_but_those_of_an_expert(store, changed_record,
+                                                     file):
+    files = read_json(store.root / 'day' / 'expert.json')['files']
+    with pytest.raises(ValueError, match='day/expert.json: files holds'):
+        read_expert_record(*changed_record(files={**files, file: 'a' * 64}))
+
+
+@pytest.mark.parametrize('schema', [0, 2, True, '1', None])
+def test_record_of_another_schema_is_refused(changed_record, schema):
+    with pytest.raises(ValueError, match='is no expert of schema 1'):
+        read_expert_record(*changed_record(schema=schema))
+
+
+def test_record_with_a_field_too_many_is_refused(changed_record):
+    with pytest.raises(ValueError, match='must have exactly the fields'):
+        read_expert_record(*changed_record(extra=1))
+
+
+@pytest.mark.parametrize('config', [
+    dict(type='subprocess.Popen', args=['true']),
+    dict(type='mmengine.load', file='x.pkl'),
+    dict(type='mmseg.apis.init_model'),
+    dict(type='antigravity'),
+    dict(type=7),
+    dict(type='FCNHead', loss_decode=dict(type='os.system')),
+    dict(type='FCNHead', loss_decode=[dict(type='os.system')]),
+    dict(type='FCNHead', sampler=dict(a=[dict(type='mmdet.apis.x')])),
+])
+def test_head_of_a_type_outside_the_registries_is_refused(
+        changed_record, config):
+    # a registry would import the name and call it
+    with pytest.raises(ValueError, match='expert.json: head_config names the'):
+        read_expert_record(*changed_record(
+            head_config=dict(config, num_classes=2)))
+
+
+@pytest.mark.parametrize('config', [
+    dict(type='FCNHead', norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')),
+    dict(type='mmseg.FCNHead', sampler=dict(type='OHEMPixelSampler')),
+    dict(type='FCNHead', init_cfg=dict(type='Normal', std=0.01)),
+    dict(type='FCNHead', loss_cls=dict(type='mmdet.CrossEntropyLoss')),
+])
+def test_head_of_registered_types_is_accepted(changed_record, config):
+    config = dict(config, num_classes=2)
+    record = read_expert_record(*changed_record(head_config=config))
+    assert record['head_config'] == config
+
+
+def test_record_in_the_folder_of_another_expert_is_refused(store):
+    day, fog = store.root / 'day', store.root / 'fog'
+    day.rename(fog)
+    with pytest.raises(ValueError, match="fog/expert.json belongs .* 'day'"):
+        read_expert_record(fog, sha256(fog / 'expert.json'))
+
+
+@pytest.mark.parametrize('field, value', [
+    ('base_fingerprint', ''),
+    ('experts', 'day'),
+    ('experts', [['day']]),
+    ('experts', ['day', 'day']),
+    ('experts', ['../day']),
+    ('experts', ['/etc']),
+    ('files', ['base.safetensors']),
+    ('files', {
+        'base.safetensors': 'abc'
+    }),
+])
+def test_field_that_no_library_has_is_refused_by_name(changed_index, field,
+                                                      value):
+    with pytest.raises(ValueError, match=f'library.json: {field} holds'):
+        read_library_index(changed_index(**{field: value}))
+
+
+def test_index_must_list_the_record_of_each_expert(changed_index):
+    with pytest.raises(ValueError, match='library.json: files must list'):
+        read_library_index(changed_index(experts=['day']))
+
+
+@pytest.mark.parametrize('schema', [1, 3, True, None])
+def test_index_of_another_schema_is_refused(changed_index, schema):
+    with pytest.raises(ValueError, match='is no library of schema 2'):
+        read_library_index(changed_index(schema=schema))
