@@ -2,5 +2,9 @@
 """The incremental loop and what it is made of."""
 from .hooks import FiniteLossHook, StreamProgressHook
 from .loops import IncrementalTaskLoop
+from .optim_wrappers import Bfloat16OptimWrapper
 
-__all__ = ['FiniteLossHook', 'IncrementalTaskLoop', 'StreamProgressHook']
+__all__ = [
+    'Bfloat16OptimWrapper', 'FiniteLossHook', 'IncrementalTaskLoop',
+    'StreamProgressHook'
+]

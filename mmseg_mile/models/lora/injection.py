@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PEFT's LoRA layers put into a backbone, and taken out again."""
+"""Trainable LoRA layers put into a backbone, and taken out again."""
 from __future__ import annotations
 
 import copy
@@ -9,11 +9,13 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 import torch
 from mmcv.cnn import is_norm
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from .config import lora_scaling
+from .frozen_convolution import FrozenConv2d, can_freeze
 from .merging import Adapter
+from .recomputation import RecomputedActivation, can_recompute
+from .trainable_layers import trainable_layer
 
 ADAPTER = 'default'
 
@@ -27,9 +29,12 @@ class _Swap(NamedTuple):
 class LoRAInjection:
     """One trainable adapter inside a frozen backbone.
 
-    The backbone's own modules are never changed: LoRA layers and trainable
+    The backbone's own modules are never changed: trainable layers and
     copies of norm layers take their places, and :meth:`detach` puts the
     originals back, so that the base stays usable, bit for bit, at any time.
+    PEFT creates and initialises the adapter; our layers compute with it.
+    Convolutions without an adapter keep no input for backward meanwhile, and
+    adapted layers keep none that an activation function keeps as well.
 
     Args:
         backbone (nn.Module): The frozen network.
@@ -44,8 +49,7 @@ class LoRAInjection:
                  config: dict, train_norm: bool) -> None:
         self._backbone = backbone
         self._config = config
-        norms = [n for n, m in backbone.named_modules() if is_norm(m)]
-        originals = {n: backbone.get_submodule(n) for n in targets}
+        modules = dict(backbone.named_modules())
         pattern = '|'.join(re.escape(name) for name in targets)
         inject_adapter_in_model(
             LoraConfig(target_modules=f'(?:{pattern})', **config), backbone,
@@ -53,17 +57,26 @@ class LoRAInjection:
         # PEFT leaves a note on the model that would confuse the next one
         del backbone.peft_config
         self._lora = [
-            _Swap(name, originals[name], backbone.get_submodule(name))
+            _Swap(name, modules[name],
+                  trainable_layer(backbone.get_submodule(name), ADAPTER))
             for name in targets
         ]
         self._norm = [
-            _Swap(name, original,
-                  copy.deepcopy(original).requires_grad_())
-            for name, original in ((n, backbone.get_submodule(n))
-                                   for n in norms)
+            _Swap(name, module,
+                  copy.deepcopy(module).requires_grad_())
+            for name, module in modules.items() if is_norm(module)
         ] if train_norm else []
-        for swap in self._lora:
-            _complete_lora_layer(swap.replacement)
+        self._frozen = [
+            _Swap(name, module, FrozenConv2d(module))
+            for name, module in modules.items()
+            if name not in targets and can_freeze(module)
+        ]
+        # a block may hold its activation under two names and call either
+        self._activations = [
+            _Swap(name, module, RecomputedActivation(module))
+            for name, module in backbone.named_modules(remove_duplicate=False)
+            if can_recompute(module)
+        ]
         self.attached = True
         self.attach()
 
@@ -121,23 +134,13 @@ class LoRAInjection:
         return [swap.replacement for swap in self._norm]
 
     def _swaps(self) -> List[_Swap]:
-        return self._lora + self._norm
+        return self._lora + self._norm + self._frozen + self._activations
 
     def _lora_parameters(self) -> Iterator:
         for swap in self._lora:
             layer: Any = swap.replacement
-            yield f'{swap.name}.lora_A.weight', layer.lora_A[ADAPTER].weight
-            yield f'{swap.name}.lora_B.weight', layer.lora_B[ADAPTER].weight
-
-
-def _complete_lora_layer(layer: nn.Module) -> None:
-    """PEFT's convolution adapter forgets dilation and padding mode."""
-    assert isinstance(layer, LoraLayer)
-    base = layer.get_base_layer()
-    if isinstance(base, nn.Conv2d):
-        down = layer.lora_A[ADAPTER]
-        down.dilation = base.dilation
-        down.padding_mode = base.padding_mode
+            yield f'{swap.name}.lora_A.weight', layer.lora_A
+            yield f'{swap.name}.lora_B.weight', layer.lora_B
 
 
 def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from mmseg_mile.models.lora import LoRAInjection, merge_adapters
+from mmseg_mile.models.lora.frozen_convolution import FrozenConv2d
+from mmseg_mile.models.lora.recomputation import RecomputedActivation
 
 LORA = dict(r=2, lora_alpha=4, lora_dropout=0.0, use_rslora=False)
 
@@ -41,7 +44,7 @@ def inject(net: Net,
         **changes
     }, train_norm)
     for name in ('conv', 'block.fc'):
-        nn.init.normal_(net.get_submodule(name).lora_B['default'].weight)
+        nn.init.normal_(net.get_submodule(name).lora_B)
     return injection
 
 
@@ -113,7 +116,7 @@ def test_state_names_modules_as_the_backbone_does(net):
 def test_state_is_a_copy(net):
     injection = inject(net)
     state = injection.lora_state()
-    net.conv.lora_A['default'].weight.data.zero_()
+    net.conv.lora_A.data.zero_()
     assert state['conv.lora_A.weight'].abs().sum() > 0
 
 
@@ -144,11 +147,49 @@ def test_trained_adapter_computes_what_merged_weights_do(net, use_rslora):
     torch.testing.assert_close(got, live, rtol=1e-5, atol=1e-5)
 
 
-def test_dilated_adapter_keeps_the_size_of_the_output(net):
-    # PEFT's own adapter would see a smaller field and give 10x10 here
-    inject(net)
-    assert net.conv.lora_A['default'](torch.zeros(1, 3, 8, 8)).shape == (
-        1, 2, 8, 8)  # yapf: disable
+def test_peft_decides_how_an_adapter_starts(net):
+    torch.manual_seed(7)
+    injection = LoRAInjection(net, ['block.fc'], LORA, train_norm=False)
+    injection.detach()
+    torch.manual_seed(7)
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=['block.fc'])
+    theirs = inject_adapter_in_model(config, net).block['fc']
+    state = injection.lora_state()
+    assert torch.equal(state['block.fc.lora_A.weight'],
+                       theirs.lora_A['default'].weight)
+    assert not state['block.fc.lora_B.weight'].any()
+
+
+def test_convolution_without_an_adapter_is_frozen_meanwhile(net):
+    original = net.conv
+    injection = LoRAInjection(net, ['block.fc'], LORA, train_norm=False)
+    assert net.conv is original  # its padding is not zeros
+    injection.detach()
+    net.conv = original = nn.Conv2d(3, 8, 3).requires_grad_(False)
+    injection = LoRAInjection(net, ['block.fc'], LORA, train_norm=False)
+    assert isinstance(net.conv, FrozenConv2d)
+    assert net.conv.weight is original.weight
+    injection.detach()
+    assert net.conv is original
+
+
+def test_activation_is_put_back_under_each_of_its_names():
+    net = nn.Module()
+    net.act = nn.GELU()
+    net.layers = nn.Sequential(nn.Linear(4, 4), net.act, nn.Linear(4, 4))
+    net.requires_grad_(False)
+    injection = LoRAInjection(net, ['layers.2'], LORA, train_norm=False)
+    assert isinstance(net.act, RecomputedActivation)
+    assert isinstance(net.layers[1], RecomputedActivation)
+    original = net.act.activation
+    injection.detach()
+    assert net.act is original and net.layers[1] is original
+
+
+def test_nothing_is_computed_below_the_lowest_adapter(net):
+    LoRAInjection(net, ['block.fc'], LORA, train_norm=False)
+    features = net.norm(net.conv(torch.randn(2, 3, 8, 8)))
+    assert not features.requires_grad
 
 
 def test_layer_whose_name_ends_alike_is_left_alone():
