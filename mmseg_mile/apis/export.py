@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mmseg_mile.models import ExpertSegmentor
 
-_OWN_KEYS = ('gate', 'embedder', 'init_from', 'channels_last',
-             'auxiliary_head')
+_OWN_KEYS = ('gate', 'embedder', 'init_from', 'channels_last', 'keep_logits',
+             'predict_dtype', 'auxiliary_head')
+# Heads of ours and the stock ones with the same weights.
+STOCK_HEADS = {'LevelwiseSegformerHead': 'SegformerHead'}
 
 
 def export_expert(model: ExpertSegmentor, name: str) -> Dict[str, Any]:
@@ -75,5 +77,7 @@ def stock_config(model_config: Dict[str, Any], model: ExpertSegmentor,
     stock['type'] = 'EncoderDecoder'
     stock['backbone'] = dict(stock['backbone']['backbone'])
     stock['backbone'].pop('init_cfg', None)
-    stock['decode_head'] = model.heads[name].config
+    head = dict(model.heads[name].config)
+    head['type'] = STOCK_HEADS.get(head['type'], head['type'])
+    stock['decode_head'] = head
     return Config(dict(default_scope='mmseg', model=stock))

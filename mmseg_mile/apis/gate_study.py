@@ -16,6 +16,7 @@ STAGE_SETS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
     'last stage, mean': ('last', ('mean', )),
     'all stages, mean + std': ('all', ('mean', 'std')),
     'first two stages, mean + std': ('early', ('mean', 'std')),
+    'first stage, mean + std': ('first', ('mean', 'std')),
 }
 GATES: Dict[str, dict] = {
     'Euclidean': dict(metric='euclidean'),
@@ -60,11 +61,13 @@ class StageEmbeddings:
         ])
 
     def columns(self, stages: str, statistics: Sequence[str]) -> List[int]:
-        """Columns of 'last', 'all' or 'early' (the first two) stages."""
+        """Columns of 'last', 'all', 'early' (two) or 'first' stages."""
         total = len(self._channels)
         chosen = dict(
-            last=[total - 1], all=range(total),
-            early=range(min(2, total)))[stages]
+            last=[total - 1],
+            all=range(total),
+            early=range(min(2, total)),
+            first=[0])[stages]
         columns: List[int] = []
         start = 0
         for stage, channels in enumerate(self._channels):

@@ -4,10 +4,12 @@ from .backbones import LoRAExpertBackbone
 from .embedders import FeatureStatisticsEmbedder
 from .gates import (BaseGate, FixedGate, LastGate, OracleGate, PrototypeGate,
                     RandomGate)
+from .heads import LevelwiseSegformerHead
 from .segmentors import ContinualSegmentor, ExpertSegmentor
 
 __all__ = [
     'BaseGate', 'ContinualSegmentor', 'ExpertSegmentor',
-    'FeatureStatisticsEmbedder', 'FixedGate', 'LastGate', 'LoRAExpertBackbone',
-    'OracleGate', 'PrototypeGate', 'RandomGate'
+    'FeatureStatisticsEmbedder', 'FixedGate', 'LastGate',
+    'LevelwiseSegformerHead', 'LoRAExpertBackbone', 'OracleGate',
+    'PrototypeGate', 'RandomGate'
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 from torch import Tensor
 
@@ -38,6 +38,12 @@ class Routing:
         """Experts of image ``index`` with a weight above zero."""
         row = self.weights[index].tolist()
         return {n: w for n, w in zip(self.expert_names, row) if w > 0}
+
+    def take(self, indices: Sequence[int]) -> 'Routing':
+        """The routing of some of the images, in the order given."""
+        chosen = list(indices)
+        return Routing(self.expert_names, self.weights[chosen],
+                       self.distances[chosen], self.unfamiliar[chosen])
 
     def groups(self) -> List[Tuple[Dict[str, float], List[int]]]:
         """Images that share one mixture, in order of first appearance.

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
 _NAME = re.compile(r'\w[\w .+-]*')
+# a file name has 255 bytes, some of which are needed for what is added
+_MAX_BYTES = 200
 
 
 def check_task_name(name: Any) -> str:
     """Return ``name`` if it can name a task, an expert and its folder.
 
     Raises:
-        ValueError: If it is no string, is empty, or holds characters that
-            could leave the library's folder.
+        ValueError: If it is no string, is empty, too long, or holds
+            characters that could leave the library's folder.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or (
             name != name.strip() or name.endswith('.')):
@@ -22,6 +24,10 @@ def check_task_name(name: Any) -> str:
             f'task name must start with a letter, digit or underscore and '
             f'may go on with those, spaces, ".", "+" and "-", got {name!r}. '
             'Rename the task: the name is also the folder of its expert.')
+    if len(name.encode()) > _MAX_BYTES:
+        raise ValueError(f'task name must not exceed {_MAX_BYTES} bytes, '
+                         f'{name[:20]!r}... has {len(name.encode())}: the '
+                         'name is also the folder of its expert.')
     return name
 
 

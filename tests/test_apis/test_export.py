@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from tiny_stream import TINY_MODEL
 
 from mmseg.apis import init_model
+from mmseg.models.decode_heads import SegformerHead
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_mile.apis import export_expert, stock_config
@@ -29,16 +30,18 @@ TINY_MIT = dict(
 
 
 def model_config(kind):
-    """A CNN that owns norm statistics, or a transformer."""
+    """A CNN that owns norm statistics, or a transformer with our head."""
     config = copy.deepcopy(TINY_MODEL)
     config['backbone'].update(base_training='none')
     config['gate'] = dict(type='OracleGate')
-    config['init_from'] = 'base'
+    config.update(init_from='base', keep_logits=True)
     config['auxiliary_head'] = dict(
         type='FCNHead', in_channels=32, in_index=2, channels=8, num_classes=19)
     if kind == 'transformer':
         config['backbone'].update(backbone=dict(TINY_MIT), train_norm=False)
-        config['decode_head']['in_channels'] = [8, 16, 16, 32]
+        config['decode_head'].update(
+            type='LevelwiseSegformerHead', in_channels=[8, 16, 16, 32])
+        config.update(channels_last=True, predict_dtype='float32')
         config['auxiliary_head']['in_channels'] = 16
     return Config(dict(model=config)).model
 
@@ -100,6 +103,7 @@ def predict(model, images):
 def test_exported_model_is_a_stock_one(stock):
     assert type(stock).__name__ == 'EncoderDecoder'
     assert type(stock.backbone).__module__.startswith('mmseg.')
+    assert type(stock.decode_head) is SegformerHead
 
 
 def test_export_has_exactly_the_stock_keys(trained, stock):

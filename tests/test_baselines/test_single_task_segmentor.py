@@ -24,7 +24,7 @@ def model_config():
     for key in ('embedder', 'gate', 'type'):
         del model[key]
     model['backbone'] = model['backbone']['backbone']
-    return ConfigDict(model)
+    return ConfigDict(model, keep_logits=True)
 
 
 def learn_task(model, task):

@@ -26,6 +26,19 @@ def test_mixture_leaves_out_experts_without_weight():
     assert routing([.25, 0, .75]).mixture(0) == {'a': .25, 'c': .75}
 
 
+def test_some_images_are_taken_in_the_order_given():
+    whole = Routing(('a', 'b'),
+                    torch.eye(2)[[0, 1, 0]],
+                    torch.arange(6.).view(3, 2),
+                    torch.tensor([False, True, False]))
+    taken = whole.take([2, 1])
+    assert taken.expert_names == ('a', 'b') and len(taken) == 2
+    assert [taken.top_expert(i) for i in (0, 1)] == ['a', 'b']
+    assert taken.distances.tolist() == [[4, 5], [2, 3]]
+    assert taken.unfamiliar.tolist() == [False, True]
+    assert len(whole) == 3
+
+
 def test_images_of_one_expert_form_one_group():
     hard = routing([0, 1., 0], [1, 0, 0], [0, 1, 0])
     assert hard.groups() == [({'b': 1.0}, [0, 2]), ({'a': 1.0}, [1])]

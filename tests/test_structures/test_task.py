@@ -35,6 +35,12 @@ def test_name_that_is_no_folder_of_the_library_is_refused(name):
         check_task_name(name)
 
 
+@pytest.mark.parametrize('name', ['x' * 201, '\u00fc' * 101])
+def test_name_that_is_too_long_for_a_folder_is_refused(name):
+    with pytest.raises(ValueError, match='must not exceed 200 bytes'):
+        check_task_name(name)
+
+
 def test_task_checks_its_name():
     with pytest.raises(ValueError, match='Rename the task'):
         make_task(name='a/b')

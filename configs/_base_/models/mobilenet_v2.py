@@ -13,7 +13,7 @@ backbone = dict(
     norm_cfg=dict(type='SyncBN'),
     init_cfg=dict(type='Pretrained', checkpoint='mmcls://mobilenet_v2'))
 decode_head = dict(
-    type='SegformerHead',
+    type='LevelwiseSegformerHead',
     in_channels=[24, 32, 96, 320],
     in_index=[0, 1, 2, 3],
     channels=128,

@@ -16,7 +16,7 @@ backbone = dict(
     out_indices=(0, 1, 2, 3),
     norm_cfg=dict(type='SyncBN'))
 decode_head = dict(
-    type='SegformerHead',
+    type='LevelwiseSegformerHead',
     in_channels=[32, 64, 128, 256],
     in_index=[0, 1, 2, 3],
     channels=64,

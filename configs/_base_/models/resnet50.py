@@ -35,6 +35,7 @@ model = dict(
     data_preprocessor=data_preprocessor,
     backbone=backbone,
     decode_head=decode_head,
+    channels_last=True,
     auxiliary_head=dict(
         type='FCNHead',
         in_channels=1024,

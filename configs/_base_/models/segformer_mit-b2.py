@@ -27,7 +27,7 @@ backbone = dict(
         checkpoint='https://mmassets.onedl.ai/mmsegmentation/v0.5/pretrain/'
         'segformer/mit_b2_20220624-66e8bf70.pth'))
 decode_head = dict(
-    type='SegformerHead',
+    type='LevelwiseSegformerHead',
     in_channels=[64, 128, 320, 512],
     in_index=[0, 1, 2, 3],
     channels=256,
@@ -41,5 +41,6 @@ model = dict(
     data_preprocessor=data_preprocessor,
     backbone=backbone,
     decode_head=decode_head,
+    channels_last=True,
     train_cfg=dict(),
     test_cfg=dict(mode='slide', crop_size=(1024, 1024), stride=(768, 768)))

@@ -34,5 +34,6 @@ model = dict(
     data_preprocessor=data_preprocessor,
     backbone=backbone,
     decode_head=decode_head,
+    channels_last=True,
     train_cfg=dict(),
     test_cfg=dict(mode='slide', crop_size=(1024, 1024), stride=(768, 768)))

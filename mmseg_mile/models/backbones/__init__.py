@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backbones with experts."""
+from . import checkpoint_safety  # noqa: F401  guards mmengine's loaders
 from .lora_expert_backbone import LoRAExpertBackbone
 
 __all__ = ['LoRAExpertBackbone']

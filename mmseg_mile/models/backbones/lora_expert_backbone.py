@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Union
+from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
+                    Union)
 
-import torch
-from mmcv.cnn import is_norm
 from mmengine.model import BaseModule
 from torch import Tensor
-from torch.func import functional_call
 
 from mmseg.registry import MODELS
-from mmseg_mile.structures import Expert, Routing, check_task_name
-from ..lora import (Adapter, AdapterLibrary, LoRAInjection, check_lora_config,
-                    lora_scaling, replace_attention, resolve_targets)
+from mmseg_mile.structures import Routing, check_task_name
+from ..lora import (Adapter, AdapterLibrary, LoRAInjection, TensorSlots,
+                    check_lora_config, replace_attention, resolve_targets)
+from .activation_checkpointing import checkpoint_blocks
 from .base_weights import (PretrainedCheck, accept_stock_keys, fingerprint,
-                           load_strictly)
+                           hold_statistics, load_strictly)
+from .expert_forward import ExpertForward, Group
+from .stored_adapters import AnyExpert, adapter_of, check_base, take_over
 
 Active = Union[Mapping[str, float], Routing]
 Target = Union[str, Active]
@@ -28,7 +29,7 @@ class LoRAExpertBackbone(BaseModule):
     """Frozen base, named experts: ``W + alpha / r * B A`` per adapted layer.
 
     At rest the inner backbone holds its own modules only. An expert in
-    training sits in it as PEFT layers; a finished expert is a set of tensors
+    training sits in it as layers; a finished expert is a set of tensors
     that :meth:`using` merges into copies of the weights. The base's own
     tensors are never written to.
 
@@ -44,10 +45,15 @@ class LoRAExpertBackbone(BaseModule):
             first task, then freezes it. Defaults to 'none': as loaded.
         merge_cache_size (int): Merged weight sets kept, least recently used
             dropped first. Defaults to 4.
+        executor (str): How images of different experts are run, see
+            :class:`ExpertForward`. Defaults to 'auto'.
+        with_cp (bool): Recompute blocks in backward. Defaults to False.
+        memory_budget_mb (float, optional): MiB of stored adapters and heads
+            kept, least recently used dropped first. Defaults to None: all.
 
     Raises:
         ValueError: If ``lora`` has missing or unknown keys or a target that
-            no adapter could train, or ``base_training`` is unknown.
+            no adapter could train, or another field cannot be met.
     """
 
     def __init__(self,
@@ -56,6 +62,9 @@ class LoRAExpertBackbone(BaseModule):
                  train_norm: bool = False,
                  base_training: str = 'none',
                  merge_cache_size: int = 4,
+                 executor: str = 'auto',
+                 with_cp: bool = False,
+                 memory_budget_mb: Optional[float] = None,
                  init_cfg: Optional[Dict[str, Any]] = None) -> None:
         super().__init__(init_cfg)
         if base_training not in ('none', 'first_task'):
@@ -66,10 +75,14 @@ class LoRAExpertBackbone(BaseModule):
         self.base_training = base_training
         self.backbone = MODELS.build(backbone)
         replace_attention(self.backbone)
+        if with_cp:
+            checkpoint_blocks(self.backbone)
         self.backbone.requires_grad_(False)
         self.targets = resolve_targets(self.backbone,
                                        lora.get('target_modules'))
-        self.experts = AdapterLibrary(merge_cache_size)
+        self.experts = AdapterLibrary(merge_cache_size, memory_budget_mb)
+        self.execution = ExpertForward(self.backbone, self.experts,
+                                       self.targets, executor)
         self._injection: Optional[LoRAInjection] = None
         self._training_name: Optional[str] = None
         self._base_trains = False
@@ -107,24 +120,19 @@ class LoRAExpertBackbone(BaseModule):
         injection.detach()
         self.experts[name] = injection.adapter()
 
-    def load_expert(self, expert: Expert) -> None:
-        """Take over the adapter of a stored expert.
+    def load_experts(self, experts: Sequence[AnyExpert]) -> None:
+        """Take over adapters; stored ones are read when first used.
 
         Raises:
-            ValueError: If it belongs to another base, or does not fit.
+            ValueError: If one belongs to another base, or does not fit.
         """
-        mine = self.fingerprint()
-        if expert.base_fingerprint != mine:
-            raise ValueError(
-                f'expert {expert.name!r} was trained on the base '
-                f'{expert.base_fingerprint[:16]}, this backbone is '
-                f'{mine[:16]}: load that base, or train the expert again.')
-        device = next(self.backbone.parameters()).device
-        adapter = Adapter(expert.lora, expert.norm,
-                          lora_scaling(expert.lora_config)).clone(device)
+        check_base(experts, self.fingerprint())
+        take_over(experts, self.experts, self.adapter_of)
+
+    def adapter_of(self, expert: AnyExpert) -> Adapter:
+        """An expert's adapter, read and checked here and now."""
         with self._at_rest():
-            adapter.check_fit(expert.name, self._tensors())
-        self.experts[check_task_name(expert.name)] = adapter
+            return adapter_of(expert, self._tensors())
 
     def train_expert(self, name: str) -> None:
         """Put an expert into the backbone to be trained.
@@ -180,11 +188,8 @@ class LoRAExpertBackbone(BaseModule):
             ValueError: If a pretrained base was loaded and is another one,
                 or if the tensors do not fit.
         """
-        mine = self.fingerprint()
-        if mine == stored:
-            return
         if self.is_init and self.base_training == 'none':
-            self._pretrained.refuse_other_base(mine, stored)
+            self._pretrained.refuse_other_base(self.fingerprint, stored)
         load_strictly(self.backbone, state)
 
     def fingerprint(self) -> str:
@@ -203,9 +208,8 @@ class LoRAExpertBackbone(BaseModule):
             ValueError: If an expert is unknown.
         """
         active = {target: 1.0} if isinstance(target, str) else target
-        for name in (active.expert_names
-                     if isinstance(active, Routing) else active):
-            self.experts[name]
+        self.experts.require(
+            active.expert_names if isinstance(active, Routing) else active)
         with self._activated(active):
             yield
 
@@ -228,8 +232,25 @@ class LoRAExpertBackbone(BaseModule):
         if self._active is None:
             return self.backbone(x)
         if isinstance(self._active, Routing):
-            return self._forward_routing(x, self._active)
-        return self._forward_mixture(x, self._active)
+            return self.execution.routing(x, self._active)
+        return self.execution.mixture(x, self._active)
+
+    def base_features(self, x: Tensor, num_outputs: int) -> Sequence[Tensor]:
+        """First outputs of the base, without an expert.
+
+        Stages behind the last one asked for are not run where the backbone
+        steps through a list of stages.
+
+        Args:
+            x (Tensor): (B, C, H, W) images.
+            num_outputs (int): Outputs that are needed.
+        """
+        with self.base():
+            return self.execution.early(x, num_outputs)
+
+    def passes(self, routing: Routing, x: Tensor) -> List[List[Group]]:
+        """See :meth:`ExpertForward.passes`."""
+        return self.execution.passes(routing.groups(), x)
 
     def train(self, mode: bool = True) -> 'LoRAExpertBackbone':
         """Norm layers that no expert owns keep their statistics."""
@@ -238,29 +259,8 @@ class LoRAExpertBackbone(BaseModule):
             self._injection.enable_gradients()
         if mode and not self._base_trains:
             owned = self._injection.owned_norms() if self._injection else ()
-            kept = {id(m) for m in owned}
-            for module in self.backbone.modules():
-                if is_norm(module) and id(module) not in kept:
-                    module.eval()
+            hold_statistics(self.backbone, owned)
         return self
-
-    def _forward_mixture(self, x: Tensor, mixture: Mapping[str,
-                                                           float]) -> Features:
-        if not mixture:
-            return self.backbone(x)
-        merged = self.experts.merged(mixture, self._tensors())
-        return functional_call(self.backbone, merged, (x, ))
-
-    def _forward_routing(self, x: Tensor, routing: Routing) -> Features:
-        assert len(routing) == len(x)
-        groups = routing.groups()
-        if len(groups) == 1:
-            return self._forward_mixture(x, groups[0][0])
-        parts: Any = [self._forward_mixture(x[i], m) for m, i in groups]
-        back = torch.tensor(sum((i for _, i in groups), [])).argsort()
-        if isinstance(parts[0], Tensor):
-            return torch.cat(parts)[back]
-        return tuple(torch.cat(level)[back] for level in zip(*parts))
 
     @contextlib.contextmanager
     def _activated(self, target: Active) -> Iterator[None]:
@@ -290,10 +290,9 @@ class LoRAExpertBackbone(BaseModule):
             if switched:
                 self.train(training)
 
-    def _tensors(self) -> Dict[str, Tensor]:
+    def _tensors(self) -> TensorSlots:
         """The backbone's parameters and buffers by name, no copies."""
-        return dict((*self.backbone.named_parameters(),
-                     *self.backbone.named_buffers()))
+        return self.execution.tensors
 
     def _inject(self) -> LoRAInjection:
         return LoRAInjection(self.backbone, self.targets, self.lora_config,

@@ -66,10 +66,7 @@ class FeatureStatisticsEmbedder:
         Raises:
             ValueError: If a chosen stage does not exist.
         """
-        with backbone.base():
-            outputs = backbone(self._shrink(images))
-        if isinstance(outputs, Tensor):
-            outputs = (outputs, )
+        outputs = self._outputs(backbone, self._shrink(images))
         stages = range(len(outputs)) if self.stages is None else self.stages
         outside = [s for s in stages if not -len(outputs) <= s < len(outputs)]
         if outside:
@@ -84,6 +81,15 @@ class FeatureStatisticsEmbedder:
             if 'std' in self.statistics:
                 parts.append(features.std(2, unbiased=False))
         return torch.cat(parts, dim=1)
+
+    def _outputs(self, backbone: LoRAExpertBackbone,
+                 images: Tensor) -> Sequence[Tensor]:
+        """The base's outputs, as far as stages are counted from the first."""
+        if self.stages is not None and min(self.stages) >= 0:
+            return backbone.base_features(images, max(self.stages) + 1)
+        with backbone.base():
+            outputs = backbone(images)
+        return (outputs, ) if isinstance(outputs, Tensor) else outputs
 
     def _shrink(self, images: Tensor) -> Tensor:
         """Area-averaged copy, never below 32 pixels a side."""

@@ -4,11 +4,15 @@ from .adapter_library import AdapterLibrary
 from .attention import LinearMultiheadAttention, replace_attention
 from .config import check_lora_config, lora_scaling
 from .injection import LoRAInjection
+from .low_rank_pass import LowRankPass
 from .merging import Adapter, lora_delta, merge_adapters
+from .probe import probe_images
 from .targets import resolve_targets
+from .tensor_slots import TensorSlots
 
 __all__ = [
     'Adapter', 'AdapterLibrary', 'LinearMultiheadAttention', 'LoRAInjection',
-    'check_lora_config', 'lora_delta', 'lora_scaling', 'merge_adapters',
-    'replace_attention', 'resolve_targets'
+    'LowRankPass', 'TensorSlots', 'check_lora_config', 'lora_delta',
+    'lora_scaling', 'merge_adapters', 'probe_images', 'replace_attention',
+    'resolve_targets'
 ]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .window_attention import FusedWindowMSA, can_replace_window
+
 _PROJECTIONS = ('q_proj', 'k_proj', 'v_proj')
 
 
@@ -126,7 +128,7 @@ def can_replace(module: nn.Module) -> bool:
 
 
 def replace_attention(model: nn.Module) -> List[str]:
-    """Put the stand-in wherever ``model`` holds a replaceable attention.
+    """Put a stand-in wherever ``model`` holds an attention that has one.
 
     Args:
         model (nn.Module): Changed in place.
@@ -134,12 +136,17 @@ def replace_attention(model: nn.Module) -> List[str]:
     Returns:
         list[str]: Names of the replaced modules.
     """
-    names = [n for n, m in model.named_modules() if can_replace(m)]
-    for name in names:
+    names = []
+    for name, module in list(model.named_modules()):
+        if can_replace(module):
+            stand_in: nn.Module = LinearMultiheadAttention(module)
+        elif can_replace_window(module):
+            stand_in = FusedWindowMSA(module)
+        else:
+            continue
         parent_name, _, child = name.rpartition('.')
-        parent = model.get_submodule(parent_name)
-        setattr(parent, child,
-                LinearMultiheadAttention(getattr(parent, child)))
+        setattr(model.get_submodule(parent_name), child, stand_in)
+        names.append(name)
     return names
 
 

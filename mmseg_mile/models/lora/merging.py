@@ -32,6 +32,11 @@ class Adapter:
         suffix = '.lora_A.weight'
         return [k[:-len(suffix)] for k in self.lora if k.endswith(suffix)]
 
+    def num_bytes(self) -> int:
+        """Memory that the tensors take."""
+        return sum(
+            v.nbytes for part in (self.lora, self.norm) for v in part.values())
+
     def clone(self, device: Optional[torch.device] = None) -> 'Adapter':
         """A copy that shares no tensor, on ``device`` if one is given."""
         lora, norm = ({
@@ -104,8 +109,9 @@ def _shape(base: Mapping[str, Tensor], key: str) -> Any:
     return getattr(base.get(key), 'shape', None)
 
 
-def merge_adapters(base: Mapping[str, Tensor],
-                   mixture: List[Tuple[float, Adapter]]) -> Dict[str, Tensor]:
+def merge_adapters(
+        base: Mapping[str, Tensor],
+        mixture: Sequence[Tuple[float, Adapter]]) -> Dict[str, Tensor]:
     """``W + sum_i w_i s_i B_i A_i`` for each adapted layer.
 
     Norm parameters and statistics are averaged with the same weights, an
@@ -114,8 +120,8 @@ def merge_adapters(base: Mapping[str, Tensor],
     Args:
         base (Mapping[str, Tensor]): Parameters and buffers of the frozen
             backbone by name; never written to.
-        mixture (list[tuple[float, Adapter]]): Weights, which sum to 1, and
-            adapters.
+        mixture (Sequence[tuple[float, Adapter]]): Weights, which sum to 1,
+            and adapters.
 
     Returns:
         dict[str, Tensor]: Only the entries that differ from the base, for
@@ -127,15 +133,25 @@ def merge_adapters(base: Mapping[str, Tensor],
             key = f'{target}.weight'
             delta = lora_delta(adapter.lora[f'{target}.lora_A.weight'],
                                adapter.lora[f'{target}.lora_B.weight'])
-            current = merged.get(key, base[key])
-            merged[key] = current.add(
-                delta.to(current), alpha=weight * adapter.scaling)
-    owned = {key for _, adapter in mixture for key in adapter.norm}
-    for key in owned:
+            if key not in merged:
+                # a clone keeps the strides, by which convolutions choose
+                # their kernel, those of 1x1 weights included
+                merged[key] = base[key].detach().clone()
+            merged[key].add_(
+                delta.to(merged[key]), alpha=weight * adapter.scaling)
+    return {**merged, **mix_norm(base, mixture)}
+
+
+def mix_norm(base: Mapping[str, Tensor],
+             mixture: Sequence[Tuple[float, Adapter]]) -> Dict[str, Tensor]:
+    """Weighted mean of owned norm tensors; see :func:`merge_adapters`."""
+    mixed: Dict[str, Tensor] = {}
+    # a dict, for an order that does not change from run to run
+    for key in dict.fromkeys(k for _, a in mixture for k in a.norm):
         values = [(w, a.norm.get(key, base[key]).to(base[key].device))
                   for w, a in mixture]
         if len(values) == 1 or not values[0][1].is_floating_point():
-            merged[key] = values[0][1]
+            mixed[key] = values[0][1]
         else:
-            merged[key] = torch.stack([w * v for w, v in values]).sum(0)
-    return merged
+            mixed[key] = torch.stack([w * v for w, v in values]).sum(0)
+    return mixed

@@ -10,6 +10,8 @@ import torch
 from mmcv.cnn import ConvAWS2d, ConvWS2d
 from torch import nn
 
+from .probe import probe_images
+
 TargetModules = Union[None, str, Sequence[str]]
 
 
@@ -17,8 +19,7 @@ def called_modules(backbone: nn.Module) -> Set[str]:
     """Names of the modules whose ``forward`` runs when the backbone does.
 
     Args:
-        backbone (nn.Module): Probed once with zeros, in eval mode, at its
-            own ``img_size`` if it is bound to one, else at 128x128.
+        backbone (nn.Module): Probed with one image, in eval mode.
 
     Returns:
         set[str]: Names as in ``backbone.named_modules()``.
@@ -29,14 +30,11 @@ def called_modules(backbone: nn.Module) -> Set[str]:
             lambda _, __, name=name: called.add(name))
         for name, module in backbone.named_modules()
     ]
-    size = getattr(backbone, 'img_size', 128)
-    height, width = (size, size) if isinstance(size, int) else tuple(size)[:2]
-    like = next(backbone.parameters())
     modes = {m: m.training for m in backbone.modules()}
     try:
         backbone.eval()
         with torch.no_grad():
-            backbone(like.new_zeros(1, _in_channels(backbone), height, width))
+            backbone(probe_images(backbone, 1))
     finally:
         for handle in handles:
             handle.remove()
@@ -135,11 +133,3 @@ def _no_match(target: str, hits: List[str], modules: Dict[str, nn.Module],
     near: Optional[List[str]] = difflib.get_close_matches(target, leaves)
     return (f'lora.target_modules: {target!r} matches no layer of the '
             f'backbone; did you mean one of {near or leaves[:8]}?')
-
-
-def _in_channels(backbone: nn.Module) -> int:
-    """Channels of the first convolution: what an image must have."""
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from pathlib import Path
-from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
-                    Tuple)
+from typing import (Any, ContextManager, Dict, Iterable, Iterator, List,
+                    Optional, Sequence, Tuple)
 
 import torch
-from mmengine.dist import is_distributed
-from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from mmseg.models import EncoderDecoder
 from mmseg_mile.structures import Task
-from .task_head import build_head, head_config
+from .batch_decoding import Decoder, decode_batch
+from .predicted_samples import PredictedSamples
+from .task_head import build_head, head_config, trainable_norms
+
+_DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 class ContinualSegmentor(EncoderDecoder):
@@ -33,9 +35,17 @@ class ContinualSegmentor(EncoderDecoder):
         auxiliary_head (dict | list[dict], optional): Templates of heads
             that only help training. Defaults to None.
         channels_last (bool): Whether to lay weights out as torch's
-            ``channels_last``, which speeds up many CNNs and changes no
+            ``channels_last``, which speeds up most networks and changes no
             result. Defaults to False.
+        keep_logits (bool): Whether predictions carry ``seg_logits``, a
+            full-size float map per class that takes memory and time;
+            ``SegTTAModel`` needs them. Defaults to False.
+        predict_dtype (str): 'float32', or 'bfloat16' or 'float16' to predict
+            under autocast. Defaults to 'float32'.
         **kwargs: As in mmseg's ``EncoderDecoder``.
+
+    Raises:
+        ValueError: If ``predict_dtype`` is unknown.
     """
 
     #: Name of the method in results and tables.
@@ -46,6 +56,8 @@ class ContinualSegmentor(EncoderDecoder):
                  decode_head: Dict[str, Any],
                  auxiliary_head: Any = None,
                  channels_last: bool = False,
+                 keep_logits: bool = False,
+                 predict_dtype: str = 'float32',
                  **kwargs: Any) -> None:
         self.head_template = dict(decode_head)
         if auxiliary_head is None:
@@ -58,12 +70,15 @@ class ContinualSegmentor(EncoderDecoder):
             backbone=backbone,
             decode_head=dict(decode_head, num_classes=num_classes),
             **kwargs)
-        if not is_distributed():
-            # SyncBN needs a process group; its values fit BN as they are
-            revert_sync_batchnorm(self.backbone)
+        trainable_norms(self.backbone)
         self._memory_format = (
             torch.channels_last if channels_last else torch.preserve_format)
         self._laid_out(self)
+        self.keep_logits = keep_logits
+        if predict_dtype not in _DTYPES:
+            raise ValueError(f'model.predict_dtype must be one of {_DTYPES}, '
+                             f'got {predict_dtype!r}')
+        self.predict_dtype: torch.dtype = getattr(torch, predict_dtype)
         self.classes: Tuple[str, ...] = ()
         self.palette: Tuple[Tuple[int, ...], ...] = ()
 
@@ -122,12 +137,52 @@ class ContinualSegmentor(EncoderDecoder):
     def predict(self,
                 inputs: Tensor,
                 data_samples: Optional[list] = None) -> list:
-        """As mmseg's, and names the label space of each prediction."""
-        predicted = super().predict(inputs, data_samples)
-        for sample in predicted:
+        """As mmseg's, and names the label space of each prediction.
+
+        Args:
+            inputs (Tensor): (B, C, H, W), normalised.
+            data_samples (list[SegDataSample], optional): Of the B images.
+                Defaults to None.
+
+        Returns:
+            list[SegDataSample]: With ``pred_sem_seg``, (1, H, W) in the
+            original size, and ``seg_logits`` if the model keeps them.
+        """
+        predicted = PredictedSamples(inputs, data_samples, self.keep_logits)
+        self.decode_into(
+            predicted, inputs,
+            [Decoder(lambda: self.decode_head, range(len(inputs)))])
+        for sample in predicted.samples:
             sample.set_metainfo(
                 dict(classes=self.classes, palette=self.palette, expert=None))
-        return predicted
+        return predicted.samples
+
+    def decode_into(self,
+                    predicted: PredictedSamples,
+                    inputs: Tensor,
+                    decoders: Sequence[Decoder],
+                    where: Optional[Sequence[int]] = None) -> None:
+        """Encode images once and write what the heads make of them.
+
+        Args:
+            predicted (PredictedSamples): Of the whole batch.
+            inputs (Tensor): (n, C, H, W), all of the batch or some of it.
+            decoders (Sequence[Decoder]): Heads for all n images.
+            where (Sequence[int], optional): Positions of the n images in the
+                batch. Defaults to None: they are the batch.
+        """
+        order = range(len(inputs)) if where is None else where
+        metas = predicted.metas()
+        # not `enabled=False`, which would undo a test loop's own autocast
+        lowered: ContextManager = contextlib.nullcontext()
+        if self.predict_dtype is not torch.float32:
+            lowered = torch.autocast(
+                inputs.device.type, dtype=self.predict_dtype)
+        with lowered:
+            decoded = decode_batch(self, inputs, [metas[i] for i in order],
+                                   decoders)
+        for decoder, (logits, head) in zip(decoders, decoded):
+            predicted.write([order[i] for i in decoder.indices], logits, head)
 
     def speak(self, head: nn.Module, classes: Sequence[str],
               palette: Sequence[Sequence[int]]) -> None:

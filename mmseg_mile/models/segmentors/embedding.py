@@ -2,32 +2,57 @@
 """Embeddings of a whole set of images."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, List
+from itertools import islice
+from typing import TYPE_CHECKING, ContextManager, Iterable, List
 
 import torch
-from mmengine.dist import all_gather_object, is_distributed
+from mmengine.dist import all_gather_object
 from torch import Tensor
+
+from mmseg_mile.structures.interleaving import interleave
 
 if TYPE_CHECKING:
     from .expert_segmentor import ExpertSegmentor
 
 
-@torch.no_grad()
 def embed_images(model: 'ExpertSegmentor', loader: Iterable[dict]) -> Tensor:
     """Embed every image of a loader with the frozen base.
 
+    However many processes share the images, the rows and their order are
+    those of a single process, and so is all that a gate makes of them. The
+    random state stays as it was.
+
     Args:
         model (ExpertSegmentor): Whose preprocessor, base and embedder.
-        loader (Iterable[dict]): Batches of test-pipeline images.
+        loader (Iterable[dict]): Batches of test-pipeline images, those of
+            this process only.
 
     Returns:
         Tensor: (N, D) on the CPU; the images of all processes.
     """
-    parts: List[Tensor] = []
-    for batch in loader:
-        images = model.data_preprocessor(batch, False)['inputs']
-        parts.append(model.embedder(model.backbone, images).cpu())
-    embeddings = torch.cat(parts)
-    if is_distributed():
-        embeddings = torch.cat(all_gather_object(embeddings))
-    return embeddings
+    with _random_state_kept():
+        parts = [_embed(model, batch) for batch in loader]
+    # of a small dataset, the last processes have no image
+    mine = torch.cat(parts) if parts else None
+    shares: List[List[Tensor]] = [[] if share is None else list(share)
+                                  for share in all_gather_object(mine)]
+    return torch.stack(interleave(shares))
+
+
+def check_embedder(model: 'ExpertSegmentor', loader: Iterable[dict]) -> None:
+    """Embed one batch of this process, for the errors that it may raise."""
+    with _random_state_kept():
+        for batch in islice(loader, 1):
+            _embed(model, batch)
+
+
+@torch.no_grad()
+def _embed(model: 'ExpertSegmentor', batch: dict) -> Tensor:
+    images = model.data_preprocessor(batch, False)['inputs']
+    return model.embedder(model.backbone, images).cpu()
+
+
+def _random_state_kept() -> ContextManager[None]:
+    # a loader draws a seed whenever it starts; how often images are looked
+    # at must not change what is learned afterwards
+    return torch.random.fork_rng(devices=[])

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
-                    Sequence, Tuple)
+                    Sequence, Tuple, Union)
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmseg.registry import MODELS, TASK_UTILS
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.experts import ExpertStore, StoredExpert
 from mmseg_mile.structures import Expert, Routing, Task
 from ..backbones import LoRAExpertBackbone
 from ..gates import BaseGate, FixedGate
+from .batch_decoding import Decoder
 from .continual_segmentor import ContinualSegmentor
-from .embedding import embed_images
+from .embedding import check_embedder, embed_images
 from .expert_heads import ExpertHeads
+from .predicted_samples import PredictedSamples
 from .task_head import copy_matching, head_config
 
 _STARTS = ('base', 'nearest', 'previous')
@@ -64,7 +66,7 @@ class ExpertSegmentor(ContinualSegmentor):
         self.gate: BaseGate = TASK_UTILS.build(gate)
         self.embedder = TASK_UTILS.build(embedder)
         self.init_from = init_from
-        self.heads = ExpertHeads()
+        self.heads = ExpertHeads(self.backbone.experts.cache)
         self._embeddings: Optional[Tensor] = None
 
     # -- learning --------------------------------------------------------
@@ -81,8 +83,7 @@ class ExpertSegmentor(ContinualSegmentor):
         first = not self.expert_names
         if first and self.gate.needs_embeddings:
             # an embedder that does not fit must not show after the training
-            for batch in islice(loader, 1):
-                embed_images(self, [batch])
+            check_embedder(self, loader)
         self.backbone.add_expert(task.name, source)
         head = self.new_head(task.num_classes)
         if source is not None:
@@ -155,24 +156,21 @@ class ExpertSegmentor(ContinualSegmentor):
             maps are in the expert's classes.
         """
         routing = self.route(inputs, data_samples)
-        outputs: List[Any] = [None] * len(inputs)
-        for mixture, indices in routing.groups():
-            samples = None if data_samples is None else [
-                data_samples[i] for i in indices
-            ]
-            with self._speaking(mixture):
-                group = super().predict(inputs[indices], samples)
-            for index, sample in zip(indices, group):
-                sample.set_metainfo(
-                    dict(
-                        expert=routing.top_expert(index),
-                        mixture=routing.mixture(index),
-                        distances=dict(
-                            zip(routing.expert_names,
-                                routing.distances[index].tolist())),
-                        unfamiliar=bool(routing.unfamiliar[index])))
-                outputs[index] = sample
-        return outputs
+        predicted = PredictedSamples(inputs, data_samples, self.keep_logits)
+        for groups in self.backbone.passes(routing, inputs):
+            where = [i for _, indices in groups for i in indices]
+            decoders: List[Decoder] = []
+            for mixture, indices in groups:
+                first = sum(len(d.indices) for d in decoders)
+                decoders.append(
+                    Decoder(
+                        partial(self._head_of, mixture),
+                        range(first, first + len(indices))))
+            with self.backbone.using(routing.take(where)):
+                self.decode_into(predicted, inputs[where], decoders, where)
+        for index, sample in enumerate(predicted.samples):
+            sample.set_metainfo(self._routing_info(routing, index))
+        return predicted.samples
 
     def route(self,
               inputs: Tensor,
@@ -211,18 +209,23 @@ class ExpertSegmentor(ContinualSegmentor):
         finally:
             self.gate = previous
 
-    @contextlib.contextmanager
-    def _speaking(self, mixture: Mapping[str, float]) -> Iterator[None]:
-        """Adapters of the mixture, head of its heaviest expert."""
-        previous = (self.decode_head, self.classes, self.palette)
+    def _head_of(self, mixture: Mapping[str, float]) -> nn.Module:
+        """The head of the heaviest expert."""
         name = max(mixture, key=lambda n: mixture[n])
-        head = self.heads.module(name, self.device)
-        self.speak(head, self.heads[name].classes, self.heads[name].palette)
-        try:
-            with self.backbone.using(mixture):
-                yield
-        finally:
-            self.speak(*previous)
+        return self.heads.module(name, self.device)
+
+    def _routing_info(self, routing: Routing, index: int) -> Dict[str, Any]:
+        """What a prediction says of how it came about."""
+        expert = routing.top_expert(index)
+        labels = self.heads.labels(expert)
+        return dict(
+            expert=expert,
+            classes=labels.classes,
+            palette=labels.palette,
+            mixture=routing.mixture(index),
+            distances=dict(
+                zip(routing.expert_names, routing.distances[index].tolist())),
+            unfamiliar=bool(routing.unfamiliar[index]))
 
     # -- keeping ---------------------------------------------------------
 
@@ -244,15 +247,21 @@ class ExpertSegmentor(ContinualSegmentor):
             base_fingerprint=self.backbone.fingerprint(),
             provenance=provenance or {})
 
-    def import_expert(self, expert: Expert) -> None:
-        """Make an expert routable.
+    def import_expert(self, expert: Union[Expert, StoredExpert]) -> None:
+        """Make an expert routable; see :meth:`import_experts`."""
+        self.import_experts([expert])
+
+    def import_experts(self, experts: Sequence[Union[Expert,
+                                                     StoredExpert]]) -> None:
+        """Make experts routable; stored ones are read when first used.
 
         Raises:
-            ValueError: If it belongs to another base or does not fit.
+            ValueError: If one belongs to another base or does not fit.
         """
-        self.backbone.load_expert(expert)
-        self.heads.add(expert, self.device)
-        self.gate.load_state(expert.name, expert.prototypes)
+        self.backbone.load_experts(experts)
+        for expert in experts:
+            self.heads.add(expert, self.device)
+            self.gate.load_state(expert.name, expert.prototypes)
 
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
@@ -262,32 +271,27 @@ class ExpertSegmentor(ContinualSegmentor):
             store.save_base(self.backbone.base_state(),
                             self.backbone.fingerprint())
         store.save(self.export_expert(task.name, provenance))
+        stored, = store.open([task.name])
+        self.backbone.experts.release(
+            task.name, partial(self.backbone.adapter_of, stored))
+        self.heads.release(stored, self.device)
 
     def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
-        """Read the base and the tasks' experts."""
+        """Read the tasks' experts, and with the first ones the base."""
         if tasks:
             store = ExpertStore(folder)
-            self.backbone.load_base(*store.load_base())
-            for task in tasks:
-                self.import_expert(store.load(task.name))
+            if not self.expert_names:
+                self.backbone.load_base(*store.load_base())
+            self.import_experts(store.open_tasks(tasks))
 
     def expert_costs(self, folder: Path) -> List[Dict[str, Any]]:
         """See :meth:`ContinualSegmentor.expert_costs`."""
         store = ExpertStore(folder)
-        costs = []
-        for name in self.expert_names:
-            adapter = self.backbone.experts[name]
-            parts = dict(
-                lora_params=adapter.lora,
-                head_params=self.heads[name].state,
-                norm_params=adapter.norm,
-                prototype_values=self.gate.state(name))
-            costs.append(
-                dict(
-                    task=name,
-                    **{
-                        key: sum(v.numel() for v in part.values())
-                        for key, part in parts.items()
-                    },
-                    bytes=store.num_bytes(name)))
-        return costs
+        # one that was loaded from elsewhere is no cost of this library
+        kept = [name for name in store.names if name in self.expert_names]
+        return [
+            dict(
+                task=expert.name,
+                bytes=store.num_bytes(expert.name),
+                **expert.num_values()) for expert in store.open(kept)
+        ]

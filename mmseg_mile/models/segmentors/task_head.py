@@ -6,6 +6,7 @@ import copy
 from typing import Any, Dict, Sequence
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
@@ -33,12 +34,21 @@ def head_config(template: Dict[str, Any], num_classes: int) -> Dict[str, Any]:
 
 
 def build_head(config: Dict[str, Any], device: torch.device) -> nn.Module:
-    """Build and initialise a head; SyncBN becomes BN in a single process."""
+    """Build and initialise a head, see :func:`trainable_norms`."""
     head = MODELS.build(config)
     head.init_weights()
-    if not is_distributed():
-        head = revert_sync_batchnorm(head)
-    return head.to(device)
+    return trainable_norms(head).to(device)
+
+
+def trainable_norms(module: nn.Module) -> nn.Module:
+    """SyncBN becomes BN in a single process and on CPUs.
+
+    It needs a group of processes with a GPU each; its values fit BN as they
+    are.
+    """
+    if is_distributed() and get_device() != 'cpu':
+        return module
+    return revert_sync_batchnorm(module)
 
 
 def copy_matching(head: nn.Module, source: Dict[str, Tensor],

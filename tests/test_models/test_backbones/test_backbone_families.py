@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import mmseg.models  # noqa: F401
 from mmseg.registry import MODELS
 from mmseg_mile.models.backbones import LoRAExpertBackbone
-from mmseg_mile.models.lora import Adapter
+from mmseg_mile.models.lora import Adapter, LowRankPass
 from mmseg_mile.structures import Routing
 
 BN = dict(type='BN')
@@ -73,6 +73,8 @@ CNNS = dict(
         semantic_channels=(8, 8, 8, 16), semantic_expansion_ratio=2,
         bga_channels=16))  # yapf: disable
 FAMILIES = {**TRANSFORMERS, **CNNS}
+# Layers there see the rows of all images in another order.
+NOT_BY_IMAGE = ()
 
 
 def run(backbone: nn.Module, x: Tensor) -> list[Tensor]:
@@ -132,7 +134,8 @@ def learn(backbone: LoRAExpertBackbone, name: str,
 def family(request):
     """Wrap a backbone and train experts 'one' and 'two'."""
     torch.manual_seed(0)
-    facts = SimpleNamespace(x=torch.randn(3, 3, 64, 64).double())
+    facts = SimpleNamespace(
+        name=request.param, x=torch.randn(3, 3, 64, 64).double())
     stock = MODELS.build(FAMILIES[request.param]).double()
     facts.stock = settled(stock, facts.x)
     facts.wrapper = wrapper = LoRAExpertBackbone(
@@ -209,6 +212,34 @@ def test_mixed_batch_equals_each_image_alone_with_its_expert(family):
         with wrapper.using(name):
             alone = run(wrapper, x[index:index + 1])
         assert_near([level[index:index + 1] for level in mixed], alone)
+
+
+def test_one_low_rank_pass_equals_merged_weights(family):
+    wrapper, x = family.wrapper, torch.cat([family.x, -family.x[:1]])
+    mixtures = [({'two': 1.0}, 1), ({'one': 0.25, 'two': 0.75}, 2), ({}, 1)]
+    try:
+        low_rank = LowRankPass(wrapper.backbone, wrapper.targets)
+    except ValueError as error:
+        assert family.name in NOT_BY_IMAGE, error
+        return
+    with wrapper.base(), torch.no_grad():
+        got = low_rank(x, [([(w, wrapper.experts[n]) for n, w in m.items()], c)
+                           for m, c in mixtures], wrapper._tensors())
+    got = [got] if isinstance(got, Tensor) else got
+    first = 0
+    for mixture, count in mixtures:
+        rows = slice(first, first + count)
+        with wrapper.using(mixture):
+            wanted = run(wrapper, x[rows])
+        assert_near([level[rows] for level in got], wanted)
+        first += count
+
+
+def test_first_outputs_need_no_later_stage(family):
+    for count in range(1, len(family.base) + 1):
+        with torch.no_grad():
+            early = family.wrapper.base_features(family.x, count)
+        assert identical(list(early), family.base[:count])
 
 
 def test_disturbing_each_single_adapter_moves_the_output(family):

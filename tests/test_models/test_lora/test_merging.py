@@ -165,3 +165,15 @@ def test_norms_that_would_not_be_trained_are_refused():
     owner.check_settings('day', ['a'], dict(r=1, lora_alpha=1), True)
     with pytest.raises(ValueError, match='1 norm tensors.*train_norm=False'):
         owner.check_settings('day', ['a'], dict(r=1, lora_alpha=1), False)
+
+
+def test_merged_weight_keeps_the_layout_of_the_base():
+    conv = nn.Conv2d(6, 4, 1).to(memory_format=torch.channels_last)
+    adapter = Adapter(
+        {
+            'lora_A.weight': torch.randn(2, 6, 1, 1),
+            'lora_B.weight': torch.randn(4, 2, 1, 1)
+        }, {}, 1.0)
+    adapter.lora = {f'conv.{k}': v for k, v in adapter.lora.items()}
+    merged = merge_adapters({'conv.weight': conv.weight}, [(1.0, adapter)])
+    assert merged['conv.weight'].stride() == conv.weight.stride()

@@ -56,6 +56,7 @@ MODEL = dict(
     embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, )),
     gate=dict(type='PrototypeGate', metric='euclidean'),
     init_from='base',
+    keep_logits=True,
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))
 CLASSES = dict(

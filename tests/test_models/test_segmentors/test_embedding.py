@@ -2,9 +2,11 @@
 """Embedding a whole set of images."""
 from __future__ import annotations
 
+import pytest
 import torch
 
-from mmseg_mile.models.segmentors.embedding import embed_images
+from mmseg_mile.models.segmentors import embedding
+from mmseg_mile.models.segmentors.embedding import check_embedder, embed_images
 
 
 def test_batches_come_out_in_order(fresh, toys):
@@ -23,3 +25,37 @@ def test_images_are_seen_as_in_a_test_while_an_expert_trains(fresh, toys):
     toys.train(fresh, 'day')
     assert torch.equal(embed_images(fresh, loader), before)
     assert fresh.training and fresh.backbone.training
+
+
+def test_images_of_several_processes_come_out_in_order(monkeypatch, fresh,
+                                                       toys):
+    batches = [toys.batch(name) for name in ('day', 'night', 'fog')]
+    whole = embed_images(fresh, batches)
+    monkeypatch.setattr(embedding, 'all_gather_object',
+                        lambda mine: [mine, whole[1:2]])
+    assert torch.equal(embed_images(fresh, batches[::2]), whole)
+
+
+@pytest.mark.parametrize('has_image', [True, False])
+def test_a_process_may_have_no_image(monkeypatch, fresh, toys, has_image):
+    batch = toys.batch('day')
+    day = embed_images(fresh, [batch])
+    monkeypatch.setattr(
+        embedding, 'all_gather_object', lambda mine: [mine, None]
+        if has_image else [day, mine])
+    loader = [batch] if has_image else []
+    assert torch.equal(embed_images(fresh, loader), day)
+
+
+@pytest.mark.parametrize('look', [embed_images, check_embedder])
+def test_looking_at_images_draws_no_random_numbers(fresh, toys, look):
+    before = torch.get_rng_state()
+    loader = torch.utils.data.DataLoader([toys.batch('day')], batch_size=None)
+    look(fresh, loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_checking_an_embedder_needs_no_other_process(monkeypatch, fresh, toys):
+    monkeypatch.setattr(embedding, 'all_gather_object', None)
+    check_embedder(fresh, [toys.batch('day')])
+    check_embedder(fresh, [])
