@@ -30,6 +30,10 @@ ALLOWED: dict[str, set[str]] = {
         'structures', 'datasets', 'evaluation', 'experts', 'models', 'engine',
         'baselines', 'visualization'
     },
+    'benchmarks': {
+        'structures', 'datasets', 'evaluation', 'experts', 'models', 'engine',
+        'baselines', 'visualization', 'apis'
+    },
 }
 TOP_LEVEL_MODULES = {'__init__.py', 'version.py'}
 TOP_LEVEL_NAMES = {
