@@ -7,6 +7,8 @@ from typing import Any, Callable, Optional
 import numpy as np
 from mmengine.dataset import Compose
 
+from .label_depth import check_label_depth
+
 
 class CheckedPipeline:
     """A dataset's pipeline that answers for its files.
@@ -43,7 +45,9 @@ class CheckedPipeline:
         img_path = data.get('img_path')
         mask_path = data.get('seg_map_path')
         sample = data
+        size = None
         for step in self.transforms:
+            unread = 'gt_seg_map' not in sample
             try:
                 result = step(sample)
             except Exception as error:
@@ -55,10 +59,33 @@ class CheckedPipeline:
             if result is None:
                 return None
             sample = result
+            if size is None and 'img' in sample:
+                size = sample['img'].shape[:2]
+            if unread and 'gt_seg_map' in sample:
+                # a crop of both would make their sizes equal
+                self.check_file(sample['gt_seg_map'], size, img_path,
+                                mask_path)
         for mask, sizes in masks_of(sample):
             self.check_size(mask, sizes, img_path, mask_path)
             self.check_values(mask, mask_path)
         return sample
+
+    @staticmethod
+    def check_file(mask: np.ndarray, size: Optional[tuple[int, ...]],
+                   img_path: Any, mask_path: Any) -> None:
+        """Refuse a mask that was just read and is not as its image."""
+        if mask.ndim != 2:
+            raise ValueError(
+                f'label {mask_path!r} has the shape {mask.shape}, not rows '
+                'and columns: a label map has one channel that holds class '
+                'indices. Convert the labels (tools/dataset_converters).')
+        if size is not None and mask.shape != size:
+            raise ValueError(
+                f'label {mask_path!r} is {mask.shape} (rows, columns) where '
+                f'image {img_path!r} is {size}: both files must have one '
+                'size. Take the label of this image, or leave the frame out '
+                'of the dataset.')
+        check_label_depth(mask_path)
 
     def check_values(self, mask: np.ndarray, mask_path: Any) -> None:
         """Refuse labels that are no class."""

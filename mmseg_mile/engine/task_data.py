@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, Subset
 from mmseg.registry import DATASETS
 from mmseg_mile.datasets import check_dataset
 from mmseg_mile.structures import Task
+from .positioned_sampler import PositionedSampler
+from .seeded_dataset import SeededDataset
+from .task_config import check_metainfo, check_task_configs
 
-_TASK_KEYS = ('name', 'train_dataset', 'val_dataset', 'max_iters', 'init_from')
 # what mmengine says of a dataset without any image
 _NOTHING_FOUND = 'need at least one array to concatenate'
 
@@ -41,25 +43,24 @@ class TaskData:
                  max_iters: int, num_checked: int) -> None:
         self._datasets: Dict[tuple, Any] = {}
         self.tasks: List[Task] = []
-        if not tasks:
-            raise ValueError('train_cfg.tasks is empty: a stream needs at '
-                             'least one task')
+        check_task_configs(tasks, max_iters)
         for config in tasks:
-            task = self._open(config, data_root, max_iters)
-            if task.name in [t.name for t in self.tasks]:
-                raise ValueError(f'two tasks of the stream are called '
-                                 f'{task.name!r}: names must be unique, they '
-                                 'are also the names of the experts')
-            self.tasks.append(task)
+            self.tasks.append(self._open(config, data_root, max_iters))
         for (name, split), dataset in self._datasets.items():
             _check_samples(dataset, split, name, num_checked)
 
     def train_loader(self, runner: Runner, task: Task,
                      template: Dict[str, Any]) -> DataLoader:
-        """Training images through the training pipeline, shuffled."""
+        """Training images through the training pipeline, shuffled.
+
+        Order and augmentations follow from seed and task, wherever in the
+        stream of images the loader starts.
+        """
+        dataset = SeededDataset(self._datasets[task.name, 'train'],
+                                runner.seed, task.name)
+        sampler = dict(type=PositionedSampler, sampler=template['sampler'])
         return runner.build_dataloader(
-            dict(template, dataset=self._datasets[task.name, 'train']),
-            seed=runner.seed)
+            dict(template, dataset=dataset, sampler=sampler), seed=runner.seed)
 
     def val_loader(self, runner: Runner, task: Task,
                    template: Dict[str, Any]) -> DataLoader:
@@ -91,12 +92,6 @@ class TaskData:
 
     def _open(self, config: Mapping[str, Any], data_root: str,
               max_iters: int) -> Task:
-        unknown = sorted(set(config) - set(_TASK_KEYS))
-        missing = [k for k in _TASK_KEYS[:3] if k not in config]
-        if unknown or missing:
-            raise ValueError(
-                f'task {config.get("name")!r} has unknown keys {unknown} and '
-                f'lacks {missing}; a task has {list(_TASK_KEYS)}')
         configs, metas = {}, {}
         for split in ('train', 'val'):
             where = f'{split}_dataset of task {config["name"]!r}'
@@ -104,9 +99,7 @@ class TaskData:
             dataset = _build(configs[split], where)
             self._datasets[config['name'], split] = dataset
             metas[split] = dataset.metainfo
-            if not metas[split].get('classes'):
-                raise ValueError(f'{where} declares no classes: give it '
-                                 'metainfo=dict(classes=(...))')
+            check_metainfo(metas[split], where)
         classes, other = (tuple(metas[s]['classes']) for s in ('train', 'val'))
         if classes != other:
             raise ValueError(
@@ -121,9 +114,6 @@ class TaskData:
             val_dataset=configs['val'],
             max_iters=config.get('max_iters', max_iters),
             init_from=config.get('init_from'))
-        if task.max_iters < 1:
-            raise ValueError(f'max_iters of task {task.name!r} must be >= 1, '
-                             f'got {task.max_iters}')
         for split in ('train', 'val'):
             check_dataset(self._datasets[task.name, split], task.num_classes)
         return task
@@ -142,6 +132,10 @@ def _build(config: Dict[str, Any], where: str) -> Any:
         if _NOTHING_FOUND in str(error):
             raise _empty(where, config) from error
         raise ValueError(f'{where}: {error}') from error
+    except (TypeError, KeyError) as error:
+        # an argument or a type that does not exist
+        raise ValueError(f'{where} cannot be built: {error}. Correct its '
+                         'config.') from error
     if not len(dataset):
         raise _empty(where, config)
     return dataset
@@ -159,21 +153,30 @@ def _check_samples(dataset: Any, split: str, name: str,
             sample = dataset[index]
         except ValueError as error:
             raise ValueError(f'{split} of task {name!r}: {error}') from error
+        where = f'{split} of task {name!r}'
+        if not isinstance(sample, dict) or 'data_samples' not in sample:
+            raise ValueError(f'{where}: the pipeline gives '
+                             f'{type(sample).__name__} without data_samples: '
+                             'put PackSegInputs at its end')
+        if 'gt_sem_seg' not in sample['data_samples']:
+            raise ValueError(
+                f'{where}: the pipeline gives the image '
+                f'{sample["data_samples"].get("img_path")!r} no labels: put '
+                'LoadAnnotations before PackSegInputs')
         if split == 'val':
-            _check_truth(sample['data_samples'], name)
+            _check_truth(sample['data_samples'], where)
 
 
-def _check_truth(sample: Any, name: str) -> None:
+def _check_truth(sample: Any, where: str) -> None:
     """Predictions come in the image's original size, so must the truth."""
-    truth = sample.get('gt_sem_seg')
+    truth = sample.gt_sem_seg
     size = tuple(sample.get('ori_shape', ())[:2])
-    if truth is None or size and size != tuple(truth.shape):
+    if size and size != tuple(truth.shape):
         raise ValueError(
-            f'val of task {name!r}: the pipeline gives the image '
-            f'{sample.get("img_path")!r} of size {size} '
-            f'{"no labels" if truth is None else f"labels {truth.shape}"}: '
-            'put LoadAnnotations behind Resize and before PackSegInputs, so '
-            'that labels keep their original size')
+            f'{where}: the pipeline gives the image '
+            f'{sample.get("img_path")!r} of size {size} labels '
+            f'{tuple(truth.shape)}: put LoadAnnotations behind Resize and '
+            'before PackSegInputs, so that labels keep their original size')
 
 
 def _spread(length: int, count: int) -> List[int]:

@@ -78,6 +78,33 @@ def test_mask_of_another_size_is_rejected(make, tmp_path):
         dataset[0]
 
 
+@pytest.mark.parametrize('size', [(8, 12), (3, 5)])
+def test_crop_does_not_hide_a_mask_of_another_size(make, tmp_path, size):
+    crop = dict(type='mmseg.RandomCrop', crop_size=(2, 2))
+    dataset = make(steps=[*STEPS[:2], crop, STEPS[2]])
+    check_dataset(dataset, num_classes=19)
+    dataset[0]
+    cv2.imwrite(str(tmp_path / MASK), np.zeros(size, np.uint8))
+    with pytest.raises(ValueError, match=r'image .* is \(4, 6\): both files'):
+        dataset[0]
+
+
+def test_mask_of_several_channels_is_rejected(make, tmp_path):
+    dataset = make()
+    check_dataset(dataset, num_classes=19)
+    cv2.imwrite(str(tmp_path / MASK), np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(ValueError, match=r'\(4, 6, 3\), not rows and columns'):
+        dataset[0]
+
+
+def test_mask_of_more_than_8_bits_is_rejected(make, tmp_path):
+    dataset = make()
+    check_dataset(dataset, num_classes=19)
+    cv2.imwrite(str(tmp_path / MASK), np.full((4, 6), 256, np.uint16))
+    with pytest.raises(ValueError, match='16 bits'):
+        dataset[0]
+
+
 def test_mask_may_keep_the_size_of_the_file(make):
     resize = dict(type='mmseg.Resize', scale=(12, 8))
     dataset = make(steps=[STEPS[0], resize, *STEPS[1:]])

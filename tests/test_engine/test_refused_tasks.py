@@ -41,7 +41,7 @@ def test_name_that_leaves_the_library_is_refused(open_tasks, day):
 def test_task_without_iterations_is_refused(open_tasks, day, max_iters):
     with pytest.raises(
             ValueError,
-            match=f"max_iters of task 'day' must be >= 1, "
+            match=f"max_iters of task 'day' must be a whole number >= 1, "
             f'got {max_iters}'):
         open_tasks(day, max_iters=max_iters)
 
