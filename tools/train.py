@@ -7,7 +7,10 @@ import os
 import os.path as osp
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.runner import Runner
+
+from mmseg_mile.engine.process_group import use_cpu_group
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,9 +22,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='go on after the last finished step in the work dir')
+        help='go on where the run in the work dir was stopped')
     parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision (GPU)')
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision: float16 with loss scaling on a GPU, '
+        'bfloat16 on a CPU')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -54,18 +60,35 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', name)
-    if args.amp and cfg.optim_wrapper.type != 'AmpOptimWrapper':
-        if cfg.optim_wrapper.type != 'OptimWrapper':
-            raise ValueError('--amp needs optim_wrapper.type OptimWrapper, '
-                             f'got {cfg.optim_wrapper.type!r}')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if args.amp:
+        use_mixed_precision(cfg)
     return cfg
+
+
+def use_mixed_precision(cfg: Config) -> None:
+    """Change the optimizer wrapper to the device's mixed precision.
+
+    Raises:
+        ValueError: If it is not a plain one that could be changed.
+    """
+    wrapper = cfg.optim_wrapper
+    if wrapper.type in ('AmpOptimWrapper', 'Bfloat16OptimWrapper'):
+        return
+    if wrapper.type != 'OptimWrapper':
+        raise ValueError('--amp needs optim_wrapper.type OptimWrapper, got '
+                         f'{wrapper.type!r}: change it, or leave --amp out.')
+    if get_device() == 'cpu':
+        wrapper.type = 'Bfloat16OptimWrapper'
+    else:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.loss_scale = 'dynamic'
 
 
 def main() -> None:
     """Learn the stream of the config."""
-    Runner.from_cfg(load_config(parse_args())).train()
+    cfg = load_config(parse_args())
+    use_cpu_group(cfg)
+    Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmseg_mile.evaluation import DomainIoU
 from mmseg_mile.models import ContinualSegmentor
 from mmseg_mile.structures import Task
+from mmseg_mile.structures.interleaving import interleave
 
 
 @dataclass
@@ -27,12 +28,32 @@ class TaskScore:
         oracle (DomainIoU, optional): With the task's own expert; None if it
             has none.
         chosen (Counter): Images per chosen expert; empty without a gate.
-        digest (str): SHA-256 over the oracle's label maps.
+        digest (str): SHA-256 over those of the oracle's label maps, in the
+            dataset's order, whatever processes predicted them.
     """
     routed: DomainIoU
     oracle: Optional[DomainIoU]
     chosen: Counter = field(default_factory=Counter)
     digest: str = ''
+
+    def to_document(self) -> Dict[str, Any]:
+        """As plain JSON values."""
+        return dict(
+            routed=self.routed.confusion.tolist(),
+            oracle=self.oracle and self.oracle.confusion.tolist(),
+            chosen=dict(self.chosen),
+            digest=self.digest)
+
+    @classmethod
+    def from_document(cls, task: Task, document: Dict[str,
+                                                      Any]) -> 'TaskScore':
+        """What :meth:`to_document` gave, for the same task."""
+        routed, oracle = (
+            document[kind]
+            and DomainIoU.from_confusion(task.classes, document[kind])
+            for kind in ('routed', 'oracle'))
+        return cls(routed, oracle, Counter(document['chosen']),
+                   document['digest'])
 
 
 def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
@@ -55,7 +76,7 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
     has_expert = task.name in model.expert_names
     routed, oracle = DomainIoU(task.classes), DomainIoU(task.classes)
     chosen: Counter = Counter()
-    digest = hashlib.sha256()
+    digests: List[bytes] = []
     for batch in loader:
         for sample in batch['data_samples']:
             sample.set_metainfo(dict(task=task.name))
@@ -71,33 +92,12 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
         if has_expert:
             outputs = _with_own_expert(model, task, untouched, outputs)
             _update(oracle, outputs)
-            for output in outputs:
-                digest.update(_label_map(output.pred_sem_seg).tobytes())
+            digests += [
+                hashlib.sha256(_label_map(o.pred_sem_seg).tobytes()).digest()
+                for o in outputs
+            ]
     return _gather(
-        TaskScore(routed, oracle if has_expert else None, chosen,
-                  digest.hexdigest() if has_expert else ''))
-
-
-def cross_experts(model: ContinualSegmentor, tasks: Sequence[Task],
-                  loader_of: Callable[[Task], Iterable[dict]]) -> np.ndarray:
-    """Force every expert on every other task.
-
-    Args:
-        model (ContinualSegmentor): With an expert per task.
-        tasks (Sequence[Task]): The T tasks.
-        loader_of (Callable): Gives a task's validation images.
-
-    Returns:
-        np.ndarray: (T, T) mIoU in per cent, rows tasks, columns experts;
-        the diagonal is NaN.
-    """
-    matrix = np.full((len(tasks), len(tasks)), np.nan)
-    for row, task in enumerate(tasks):
-        for column, expert in enumerate(model.expert_names):
-            if column != row:
-                matrix[row, column] = evaluate_forced(model, task,
-                                                      loader_of(task), expert)
-    return matrix
+        TaskScore(routed, oracle if has_expert else None, chosen), digests)
 
 
 def evaluate_forced(model: ContinualSegmentor, task: Task,
@@ -150,15 +150,16 @@ def _update(score: DomainIoU, outputs: List[Any]) -> None:
             _label_map(output.gt_sem_seg))
 
 
-def _gather(score: TaskScore) -> TaskScore:
-    parts = all_gather_object(score)
-    for other in parts[1:]:
-        parts[0].routed.merge(other.routed)
-        if parts[0].oracle is not None:
-            parts[0].oracle.merge(other.oracle)
-        parts[0].chosen.update(other.chosen)
-    if len(parts) > 1:
-        joined = ''.join(p.digest for p in parts)
-        parts[0].digest = hashlib.sha256(
-            joined.encode()).hexdigest() if joined else ''
-    return parts[0]
+def _gather(score: TaskScore, digests: List[bytes]) -> TaskScore:
+    """The scores of all processes' images as one."""
+    scores, shares = zip(*all_gather_object((score, digests)))
+    total = scores[0]
+    for other in scores[1:]:
+        total.routed.merge(other.routed)
+        if total.oracle is not None:
+            total.oracle.merge(other.oracle)
+        total.chosen.update(other.chosen)
+    if total.oracle is not None:
+        joined = b''.join(interleave(shares))
+        total.digest = hashlib.sha256(joined).hexdigest()
+    return total

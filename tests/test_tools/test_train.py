@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import mmseg
 
@@ -82,3 +84,28 @@ def test_stock_tool_learns_the_same_experts(ours, stock):
 def test_table_is_printed(ours):
     _, done = ours
     assert '| night ' in done.stdout
+
+
+@pytest.fixture(scope='module')
+def mixed(config, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('mixed') / 'run'
+    return work_dir, call(ROOT / 'tools' / 'train.py', config, '--work-dir',
+                          work_dir, '--amp', '--cfg-options', LENGTH)
+
+
+def test_experts_learn_in_mixed_precision(mixed, ours):
+    work_dir, done = mixed
+    assert done.returncode == 0, done.stderr
+    learned, exact = (
+        load_file(run / 'library' / 'night' / 'adapter_model.safetensors')
+        for run in (work_dir, ours[0]))
+    assert any(not torch.equal(learned[k], exact[k]) for k in exact)
+    for key, value in learned.items():
+        assert value.dtype == torch.float32 and value.isfinite().all(), key
+
+
+def test_mixed_precision_of_another_optimizer_wrapper_is_refused(config):
+    done = call(ROOT / 'tools' / 'train.py', config, '--amp', '--cfg-options',
+                'optim_wrapper.type=DeepSpeedOptimWrapper')
+    assert done.returncode != 0
+    assert "--amp needs optim_wrapper.type OptimWrapper, got '" in done.stderr
