@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ``day`` and ``night`` are colour images of one label space, ``infrared``
     are 16-bit images of another; a car is hot.
     """
-    root = tmp_path_factory.mktemp('tiny_data')
+    return draw_tiny_data(tmp_path_factory.mktemp('tiny_data'))
+
+
+def draw_tiny_data(root: Path) -> Path:
+    """Write the images of :func:`tiny_data` below ``root``."""
     generator = np.random.default_rng(0)
     for domain, split, index in product(('day', 'night', 'infrared'),
                                         ('train', 'val'), range(6)):
@@ -135,49 +140,51 @@ def tiny_config(tiny_data: Path) -> Callable[..., Config]:
 
     ``changes`` are merged into it, with ``__`` for a dot in the key.
     """
+    return partial(tiny_stream_config, tiny_data)
 
-    def config(work_dir: Path,
-               domains: Sequence[str] = ('day', 'night', 'infrared'),
-               **changes: Any) -> Config:
-        cfg = Config(
-            dict(
-                custom_imports=dict(
-                    imports=['mmseg_mile'], allow_failed_imports=False),
-                default_scope='mmseg',
-                env_cfg=dict(
-                    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0)),
-                visualizer=dict(type='SegLocalVisualizer', name='visualizer'),
-                log_processor=dict(by_epoch=False),
-                default_hooks=dict(
-                    logger=dict(type='LoggerHook', interval=2),
-                    checkpoint=dict(
-                        type='CheckpointHook', by_epoch=False, interval=2)),
-                randomness=dict(seed=3),
-                model=copy.deepcopy(TINY_MODEL),
-                train_dataloader=dict(
-                    batch_size=2,
-                    num_workers=0,
-                    sampler=dict(type='InfiniteSampler', shuffle=True)),
-                optim_wrapper=dict(
-                    type='OptimWrapper', optimizer=dict(type='AdamW',
-                                                        lr=0.01)),
-                param_scheduler=[
-                    dict(type='PolyLR', power=1.0, eta_min=0, by_epoch=False)
-                ],
-                train_cfg=dict(
-                    type='IncrementalTaskLoop',
-                    stream='tiny',
-                    max_iters=6,
-                    data_root=str(tiny_data),
-                    tasks=[tiny_task(domain) for domain in domains]),
-                work_dir=str(work_dir)))
-        cfg.merge_from_dict({
-            key.replace('__', '.'): value
-            for key, value in changes.items()
-        })
-        return cfg
 
-    return config
+def tiny_stream_config(tiny_data: Path,
+                       work_dir: Path,
+                       domains: Sequence[str] = ('day', 'night', 'infrared'),
+                       **changes: Any) -> Config:
+    """The config of :func:`tiny_config`, over data that is named."""
+    cfg = Config(
+        dict(
+            custom_imports=dict(
+                imports=['mmseg_mile'], allow_failed_imports=False),
+            default_scope='mmseg',
+            env_cfg=dict(
+                mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0)),
+            visualizer=dict(type='SegLocalVisualizer', name='visualizer'),
+            log_processor=dict(by_epoch=False),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=2),
+                checkpoint=dict(
+                    type='CheckpointHook', by_epoch=False, interval=2)),
+            randomness=dict(seed=3),
+            model=copy.deepcopy(TINY_MODEL),
+            train_dataloader=dict(
+                batch_size=2,
+                num_workers=0,
+                sampler=dict(type='InfiniteSampler', shuffle=True)),
+            optim_wrapper=dict(
+                type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01)),
+            param_scheduler=[
+                dict(type='PolyLR', power=1.0, eta_min=0, by_epoch=False)
+            ],
+            train_cfg=dict(
+                type='IncrementalTaskLoop',
+                stream='tiny',
+                max_iters=6,
+                checkpoint_interval=2,
+                data_root=str(tiny_data),
+                tasks=[tiny_task(domain) for domain in domains]),
+            work_dir=str(work_dir)))
+    cfg.merge_from_dict({
+        key.replace('__', '.'): value
+        for key, value in changes.items()
+    })
+    return cfg
 
 
 class Diary(Hook):

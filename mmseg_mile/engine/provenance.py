@@ -2,6 +2,7 @@
 """What made a result."""
 from __future__ import annotations
 
+import copy
 import platform
 import subprocess
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 import torch
+from mmengine.config import Config
 
 _PACKAGES = ('mmseg_mile', 'mmseg', 'mmengine', 'mmcv', 'torch', 'peft',
              'numpy')
@@ -39,6 +41,14 @@ def device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f'cpu {platform.machine()}, {torch.get_num_threads()} threads'
+
+
+def config_text(cfg: Config) -> str:
+    """The resolved config, without what differs from start to start."""
+    cfg = copy.deepcopy(cfg)
+    for name in ('work_dir', 'resume', 'launcher'):
+        cfg.pop(name, None)
+    return cfg.pretty_text
 
 
 def provenance(config: str) -> Dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Union
 
@@ -20,18 +21,27 @@ def write_json(path: PathLike, value: Any) -> None:
 
     Raises:
         ValueError: If ``value`` holds an infinity.
+        OSError: If the disk is full or fails; names the file.
         TypeError: If ``value`` holds something that JSON cannot say.
     """
     text = format_json(value) + '\n'
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.partial')
     try:
         with open(temporary, 'w', encoding='utf-8') as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        room = shutil.disk_usage(path.parent).free
+        raise OSError(
+            error.errno,
+            f'{error.strerror or error}: {path} cannot be written. It '
+            f'needs {len(text.encode())} bytes, the disk has {room} left. '
+            'What was stored before is whole; make room, and go on with '
+            '--resume.') from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,7 +56,7 @@ def read_json(path: PathLike) -> Any:
     try:
         with open(path, encoding='utf-8') as file:
             return json.load(file, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f'{os.fspath(path)} is not valid JSON ({error}). It may be cut '
             'off or edited by hand: restore a copy, or remove it to start '

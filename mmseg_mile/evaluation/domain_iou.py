@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Dict, Sequence, Tuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Shape legend: H x W label map, C classes of the task, P predicted classes
 
@@ -43,6 +44,23 @@ class DomainIoU:
         self.ignore_index = ignore_index
         num_classes = len(self.classes)
         self.confusion = np.zeros((num_classes, num_classes + 1), np.int64)
+
+    @classmethod
+    def from_confusion(cls, classes: Sequence[str],
+                       confusion: ArrayLike) -> 'DomainIoU':
+        """Go on from counts as :attr:`confusion` gave them.
+
+        Raises:
+            ValueError: If the counts are not (C, C + 1).
+        """
+        known = cls(classes)
+        counts = np.array(confusion, np.int64)
+        if counts.shape != known.confusion.shape:
+            raise ValueError(
+                f'confusion of {len(known.classes)} classes must have shape '
+                f'{known.confusion.shape}, got {counts.shape}')
+        known.confusion = counts
+        return known
 
     def update(self, prediction: np.ndarray, predicted_classes: Sequence[str],
                truth: np.ndarray) -> None:

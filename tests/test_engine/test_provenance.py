@@ -6,6 +6,7 @@ import subprocess
 from importlib.metadata import version
 
 import pytest
+from mmengine.config import Config
 
 import mmseg_mile
 from mmseg_mile.engine import provenance
@@ -49,3 +50,9 @@ def test_record_has_the_fields_of_the_results_file():
     record = provenance.provenance('a = 1')
     assert set(record) == {'commit', 'versions', 'config', 'device'}
     assert record['config'] == 'a = 1'
+
+
+def test_config_is_told_without_what_differs_from_start_to_start():
+    cfg = Config(dict(a=1, work_dir='here', resume=True, launcher='pytorch'))
+    assert provenance.config_text(cfg) == 'a = 1\n'
+    assert cfg.work_dir == 'here'

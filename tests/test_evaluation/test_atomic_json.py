@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
 import os
 from pathlib import Path
@@ -72,3 +73,25 @@ def test_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
 
     with pytest.raises(ValueError, match='broken.json is not valid JSON'):
         read_json(path)
+
+
+def test_nesting_without_end_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'a.json').write_text('[' * 100_000)
+
+    with pytest.raises(ValueError, match='a.json is not valid JSON'):
+        read_json(tmp_path / 'a.json')
+
+
+def test_full_disk_is_told_with_the_room_that_is_needed(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'a.json'
+    write_json(path, 1)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError, match='a.json cannot be written. It needs 2'):
+        write_json(path, 2)
+    assert read_json(path) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ['a.json']

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmseg.registry import HOOKS
+from ..divergence import diverged
 
 
 @HOOKS.register_module()
@@ -38,9 +39,4 @@ class FiniteLossHook(Hook):
             return
         loss = (outputs or {}).get('loss')
         if loss is not None and not torch.isfinite(loss).all():
-            raise FloatingPointError(
-                f'the loss is {float(loss)} at iteration {runner.iter + 1} '
-                'of this task. Tasks finished before it are kept: lower '
-                'optim_wrapper.optimizer.lr, or set '
-                'optim_wrapper.clip_grad, and run the same command with '
-                '--resume.')
+            raise diverged(f'the loss is {float(loss)}', runner.iter + 1)

@@ -30,13 +30,18 @@ class StreamProgressHook(Hook):
         self._tasks: List[Task] = []
         self._index = 0
         self._started = 0.0
+        self._earlier = 0
         self._row_seconds = 0.0
 
     def before_stream_task(self, runner: Runner, tasks: List[Task],
                            index: int) -> None:
         """Note that task ``index`` begins to train."""
         self._tasks, self._index = tasks, index
-        self._started = time.perf_counter()
+        self._started, self._earlier = time.perf_counter(), 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Note how far a task is that was interrupted."""
+        self._started, self._earlier = time.perf_counter(), runner.iter
 
     def after_stream_row(self, runner: Runner, seconds: float) -> None:
         """Note how long an evaluation row took."""
@@ -52,7 +57,7 @@ class StreamProgressHook(Hook):
                 runner, self.interval):
             return
         done = batch_idx + 1
-        pace = (time.perf_counter() - self._started) / done
+        pace = (time.perf_counter() - self._started) / (done - self._earlier)
         task = pace * (runner.max_iters - done)
         later = self._tasks[self._index + 1:]
         stream = task + pace * sum(t.max_iters for t in later) + (

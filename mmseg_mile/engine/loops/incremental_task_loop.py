@@ -13,15 +13,18 @@ from mmengine.runner import BaseLoop, Runner, set_random_seed
 from torch import nn
 
 from mmseg.registry import LOOPS
-from mmseg_mile.evaluation import (StreamResults, cross_expert_table,
-                                   read_json, tables, write_json)
+from mmseg_mile.evaluation import StreamResults, cross_expert_table, tables
 from mmseg_mile.models import ContinualSegmentor
 from mmseg_mile.structures import Task
+from ..cross_scores import CrossScores
+from ..earlier_run import EarlierRun
 from ..hooks import FiniteLossHook, StreamProgressHook
-from ..provenance import provenance
+from ..kept_row import KeptRow
+from ..provenance import config_text, provenance
 from ..task_data import TaskData
-from ..task_evaluator import TaskScore, cross_experts, evaluate_task
-from .stream_checks import check_runner, check_schedule
+from ..task_evaluator import TaskScore, evaluate_forced, evaluate_task
+from ..task_snapshot import TaskSnapshot
+from .stream_checks import check_interval, check_runner, check_schedule
 from .task_training import bare_model, train_task
 
 
@@ -30,9 +33,10 @@ class IncrementalTaskLoop(BaseLoop):
     """Per task: begin, train with a stock loop, end, save, evaluate all.
 
     The work directory gets ``library/`` (what the tasks left behind),
-    ``tasks/`` (a checkpoint folder each) and ``results.json``, which is
-    written after every step and from which ``--resume`` goes on at the last
-    finished one. A config with more tasks at its end extends the stream.
+    ``tasks/`` (a checkpoint folder each) and ``results.json``. With
+    ``--resume`` a run that was stopped, at whatever moment, goes on from
+    there and ends as if it had not been. A config with more tasks at its end
+    extends the stream.
 
     Args:
         runner (Runner): The runner.
@@ -53,24 +57,33 @@ class IncrementalTaskLoop(BaseLoop):
             at the end, which tells what routing is worth. Defaults to True.
         num_checked (int): Images per dataset that are read before training
             starts. Defaults to 16.
+        checkpoint_interval (int): Iterations between two snapshots of a task
+            that is trained, at most these are lost. Defaults to 200.
+        changed_settings (Sequence[str]): Dotted names of settings that may
+            differ from those of the run that is resumed, such as
+            'optim_wrapper'. Defaults to ().
 
     Raises:
         ValueError: If the model, a task, or a result to resume from does
             not fit.
     """
 
-    def __init__(self,
-                 runner: Runner,
-                 dataloader: Dict[str, Any],
-                 tasks: Sequence[Dict[str, Any]],
-                 max_iters: int,
-                 stream: str,
-                 method: Optional[str] = None,
-                 data_root: str = 'data/',
-                 val_dataloader: Optional[Dict[str, Any]] = None,
-                 max_prototype_images: int = 1000,
-                 cross_experts: bool = True,
-                 num_checked: int = 16) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: Dict[str, Any],
+        tasks: Sequence[Dict[str, Any]],
+        max_iters: int,
+        stream: str,
+        method: Optional[str] = None,
+        data_root: str = 'data/',
+        val_dataloader: Optional[Dict[str, Any]] = None,
+        max_prototype_images: int = 1000,
+        cross_experts: bool = True,
+        num_checked: int = 16,
+        checkpoint_interval: int = 200,
+        changed_settings: Sequence[str] = ()
+    ) -> None:
         # denormal numbers make a CPU crawl and change no result that counts
         torch.set_flush_denormal(True)
         self._runner = runner
@@ -79,6 +92,8 @@ class IncrementalTaskLoop(BaseLoop):
             batch_size=1, num_workers=0)
         self.max_prototype_images = max_prototype_images
         self.cross_experts = cross_experts
+        self.checkpoint_interval = check_interval(checkpoint_interval)
+        self.changed_settings = changed_settings
         self.model: ContinualSegmentor = bare_model(runner)
         check_runner(
             runner, self.model, {
@@ -90,6 +105,7 @@ class IncrementalTaskLoop(BaseLoop):
         self.model.check_stream(self.tasks)
         check_schedule(runner.cfg.get('param_scheduler'), self.tasks)
         self.work_dir = Path(runner.work_dir)
+        self.earlier = EarlierRun(self.work_dir)
         self.results = StreamResults.new(stream, method or self.model.METHOD,
                                          runner.seed,
                                          [t.name for t in self.tasks])
@@ -103,61 +119,65 @@ class IncrementalTaskLoop(BaseLoop):
 
     def run(self) -> nn.Module:
         """Learn the stream; finished steps of an earlier run are kept."""
-        self.restore()
+        loaded = self.restore()
         for index, task in enumerate(self.tasks):
             if np.isnan(self.results.train_seconds[index]):
                 self.learn(index, task)
+            elif index >= loaded:
+                self.model.load_tasks([task], self.earlier.library)
             if self.results.num_finished_rows <= index:
                 self.evaluate_row(index)
         self.finish()
         return self.runner.model
 
     def restore(self) -> int:
-        """Take up the work directory's results and experts.
+        """Take up what an earlier run left in the work directory.
 
         Returns:
-            int: Number of tasks that are already learned.
+            int: Tasks that the model has taken up: those with a full row.
 
         Raises:
-            ValueError: If there are results but no ``--resume``, or results
-                of another stream, method or seed.
+            ValueError: If there is something but no ``--resume``, or it is
+                of another stream, method, seed or config.
         """
-        found = [self.work_dir / n for n in ('results.json', 'library')]
-        found = [path for path in found if path.exists()]
-        if found and not self.runner.cfg.get('resume'):
-            raise ValueError(
-                f'{found[0]} holds finished tasks: add --resume to go on from '
-                'them, or choose another --work-dir.')
-        if found and found[0].name == 'results.json':
-            return self.load(self.work_dir)
-        return 0
+        self.earlier.require_resume(bool(self.runner.cfg.get('resume')))
+        has_results = self.earlier.results_path.exists()
+        if has_results:
+            self._read_results(self.earlier)
+        self.earlier.settle(self.runner, self.changed_settings)
+        self.earlier.tidy(self.tasks, self.results)
+        self.earlier.check_library()
+        rows = self.results.num_finished_rows
+        return self._load_tasks(self.earlier, rows) if has_results else 0
 
     def load(self, work_dir: Path) -> int:
-        """Take up what a run left in ``work_dir``; see :meth:`restore`."""
-        path = work_dir / 'results.json'
-        if not path.exists():
-            raise ValueError(f'{path} does not exist: give the work dir of a '
-                             'run that has finished at least one task.')
-        old, new = StreamResults.load(path), self.results
-        names = ['stream', 'method']
-        if self.runner.cfg.get('randomness', {}).get('seed') is not None:
-            names.append('seed')
-        for name in names:
-            if getattr(old, name) != getattr(new, name):
-                raise ValueError(
-                    f'{path} belongs to {name} {getattr(old, name)!r}, the '
-                    f'config says {getattr(new, name)!r}: resume with the '
-                    'same config, or choose another --work-dir.')
-        old.extend(new.tasks)
-        self.results = old
-        digests = work_dir / 'oracle_digests.json'
-        self.digests = read_json(digests) if digests.exists() else {}
-        learned = int((~np.isnan(old.train_seconds)).sum())
-        self.model.load_tasks(self.tasks[:learned], work_dir / 'library')
-        self.runner.logger.info(f'{learned} of {len(self.tasks)} tasks were '
-                                f'learned already, {old.num_finished_rows} '
-                                'rows evaluated')
-        return learned
+        """Take up what a run left in ``work_dir``, whatever its config.
+
+        Returns:
+            int: Number of tasks that are learned.
+
+        Raises:
+            ValueError: If there are no results, or of another stream, method
+                or seed.
+        """
+        earlier = EarlierRun(work_dir)
+        self._read_results(earlier)
+        return self._load_tasks(earlier, len(self.tasks))
+
+    def _read_results(self, earlier: EarlierRun) -> None:
+        randomness = self.runner.cfg.get('randomness', {})
+        self.results = earlier.read_results(
+            self.results, seed_is_set=randomness.get('seed') is not None)
+        self.digests = earlier.read_digests()
+
+    def _load_tasks(self, earlier: EarlierRun, at_most: int) -> int:
+        learned = int((~np.isnan(self.results.train_seconds)).sum())
+        loaded = min(learned, at_most)
+        self.model.load_tasks(self.tasks[:loaded], earlier.library)
+        self.runner.logger.info(
+            f'{learned} of {len(self.tasks)} tasks were learned already, '
+            f'{self.results.num_finished_rows} rows evaluated')
+        return loaded
 
     def learn(self, index: int, task: Task) -> None:
         """Train one task and keep what it leaves behind."""
@@ -165,34 +185,60 @@ class IncrementalTaskLoop(BaseLoop):
         runner.logger.info(f'task {index + 1} of {len(self.tasks)}: '
                            f'{task.name}, {task.num_classes} classes, '
                            f'{task.max_iters} iterations')
+        seed = self.results.seed + index
         # the same start for a task whether or not the run was interrupted
-        set_random_seed(self.results.seed + index)
+        set_random_seed(seed)
         images = self.data.prototype_loader(runner, task, self.val_dataloader,
                                             self.max_prototype_images)
         self.model.begin_task(task, images)
-        started = time.perf_counter()
         runner.call_hook('before_stream_task', tasks=self.tasks, index=index)
-        train_task(runner, self.data.train_loader(runner, task,
-                                                  self.dataloader),
-                   task.max_iters,
-                   self.work_dir / 'tasks' / f'{index:02d}_{task.name}')
-        seconds = time.perf_counter() - started
+        folder = self.earlier.task_folder(index, task)
+        # what begins a task may have had more or less to read, and to build
+        set_random_seed(seed)
+        seconds = train_task(
+            runner, self.data.train_loader(runner, task, self.dataloader),
+            task.max_iters, folder, self.checkpoint_interval)
         self.model.eval()
         self.model.end_task(task, images)
         self._keep(index, task, seconds)
+        TaskSnapshot(folder).discard()
 
     def evaluate_row(self, index: int) -> None:
         """Score every task of the stream after learning task ``index``."""
         started = time.perf_counter()
         self.runner.call_hook('before_stream_row', task_index=index)
-        scores = [self._evaluate(task) for task in self.tasks]
         after = self.tasks[index].name
+        kept = KeptRow(self.earlier.row_folder, after)
+        scores = [kept.score(task, self._evaluate) for task in self.tasks]
+        self._enter_row(index, scores)
+        self.earlier.save(self.results, self.digests)
+        kept.discard()
+        self.runner.call_hook(
+            'after_stream_row', seconds=time.perf_counter() - started)
+        self.runner.logger.info(f'after {after}:\n' +
+                                tables.row_table(self.results, index))
+
+    def finish(self) -> None:
+        """Cross-expert scores, closing tables, pictures."""
+        forced = self._force_experts() if self.cross_experts else None
+        self.results.compute_scores(forced)
+        self.earlier.save(self.results, self.digests)
+        for table in (tables.score_table, tables.confusion_table,
+                      tables.cost_table, tables.summary_table):
+            self.runner.logger.info('\n' + table(self.results))
+        self.runner.call_hook('after_stream', results=self.results)
+
+    def _evaluate(self, task: Task) -> TaskScore:
+        loader = self.data.val_loader(self.runner, task, self.val_dataloader)
+        return evaluate_task(self.runner, self.model, task, loader)
+
+    def _enter_row(self, index: int, scores: List[TaskScore]) -> None:
         for column, score in enumerate(scores):
             self.results.set_miou('routed', index, column, score.routed.miou())
             if score.oracle is not None:
                 self.results.set_miou('oracle', index, column,
                                       score.oracle.miou())
-        self.digests[after] = {
+        self.digests[self.tasks[index].name] = {
             t.name: s.digest
             for t, s in zip(self.tasks, scores) if s.digest
         }
@@ -204,25 +250,6 @@ class IncrementalTaskLoop(BaseLoop):
                 self.results.set_class_iou('oracle', task.name,
                                            score.oracle.class_iou())
         self.results.compute_scores()
-        self._save()
-        self.runner.call_hook(
-            'after_stream_row', seconds=time.perf_counter() - started)
-        self.runner.logger.info(f'after {after}:\n' +
-                                tables.row_table(self.results, index))
-
-    def finish(self) -> None:
-        """Cross-expert scores, closing tables, pictures."""
-        forced = self._force_experts() if self.cross_experts else None
-        self.results.compute_scores(forced)
-        self._save()
-        for table in (tables.score_table, tables.confusion_table,
-                      tables.cost_table, tables.summary_table):
-            self.runner.logger.info('\n' + table(self.results))
-        self.runner.call_hook('after_stream', results=self.results)
-
-    def _evaluate(self, task: Task) -> TaskScore:
-        loader = self.data.val_loader(self.runner, task, self.val_dataloader)
-        return evaluate_task(self.runner, self.model, task, loader)
 
     def _set_gate(self, scores: List[TaskScore]) -> None:
         names = [t.name for t in self.tasks[:len(scores)]]
@@ -233,32 +260,26 @@ class IncrementalTaskLoop(BaseLoop):
                 float(np.trace(confusion) / total), confusion)
 
     def _force_experts(self) -> Optional[np.ndarray]:
-        """mIoU of every task with every expert; kept from an earlier run."""
+        """mIoU of every task with every expert."""
         names = list(self.model.expert_names)
         if len(names) < 2:
             return None
-        path = self.work_dir / 'cross_expert_miou.json'
-        known = read_json(path) if path.exists() else {}
-        # equal label maps of every expert on its own task: the same experts
-        digests = self.digests.get(names[-1])
-        if digests and known.get('digests') == digests:
-            matrix = np.array(known['miou'], dtype=float)
-        else:
-            matrix = cross_experts(
-                self.model, self.tasks, lambda task: self.data.val_loader(
-                    self.runner, task, self.val_dataloader))
-            own = self.results.miou['oracle'][len(names) - 1]
-            np.fill_diagonal(matrix, own[:len(names)])
-            if is_main_process():
-                write_json(
-                    path,
-                    dict(tasks=names, miou=matrix.tolist(), digests=digests))
+        tasks = {task.name: task for task in self.tasks}
+
+        def forced(task: str, expert: str) -> float:
+            loader = self.data.val_loader(self.runner, tasks[task],
+                                          self.val_dataloader)
+            return evaluate_forced(self.model, tasks[task], loader, expert)
+
+        own = self.results.miou['oracle'][len(names) - 1, :len(names)]
+        matrix = CrossScores(self.earlier.cross_path, names,
+                             self.digests[names[-1]]).fill(forced, own)
         self.runner.logger.info('\n' + cross_expert_table(names, matrix))
         return matrix
 
     def _keep(self, index: int, task: Task, seconds: float) -> None:
-        library = self.work_dir / 'library'
-        origin = provenance(self.runner.cfg.pretty_text)
+        library = self.earlier.library
+        origin = provenance(config_text(self.runner.cfg))
         if is_main_process():
             self.model.save_task(
                 task, library,
@@ -274,9 +295,4 @@ class IncrementalTaskLoop(BaseLoop):
         costs = self.model.expert_costs(library) if is_main_process() else []
         self.results.set_cost(base, costs, times)
         self.results.set_provenance(**origin)
-        self._save()
-
-    def _save(self) -> None:
-        if is_main_process():
-            self.results.save(self.work_dir / 'results.json')
-            write_json(self.work_dir / 'oracle_digests.json', self.digests)
+        self.earlier.save(self.results, self.digests)

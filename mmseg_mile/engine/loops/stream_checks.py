@@ -69,3 +69,15 @@ def check_schedule(schedulers: Any, tasks: Sequence[Task]) -> None:
                 f'{shortest.name!r} trains {shortest.max_iters} iterations '
                 'only: begin earlier (and let warm-up end there), or train '
                 'longer.')
+
+
+def check_interval(checkpoint_interval: int) -> int:
+    """Return ``checkpoint_interval`` if it is one.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+    if checkpoint_interval < 1:
+        raise ValueError('train_cfg.checkpoint_interval must be >= 1, got '
+                         f'{checkpoint_interval}')
+    return checkpoint_interval

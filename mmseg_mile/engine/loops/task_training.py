@@ -9,8 +9,12 @@ from typing import Any, Iterator
 
 from mmengine.hooks import CheckpointHook, IterTimerHook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
+
+from ..norm_statistics import average_statistics
+from ..task_snapshot import TaskSnapshot
+from .task_train_loop import TaskTrainLoop
 
 
 def bare_model(runner: Runner) -> Any:
@@ -20,18 +24,24 @@ def bare_model(runner: Runner) -> Any:
 
 
 def train_task(runner: Runner, loader: DataLoader, max_iters: int,
-               folder: Path) -> None:
+               folder: Path, snapshot_interval: int) -> float:
     """Train what is trainable with a new optimizer and new schedulers.
+
+    Goes on from the task's snapshot where there is one.
 
     Args:
         runner (Runner): Its model is ready for the task.
         loader (DataLoader): The task's training images.
         max_iters (int): Optimizer steps.
-        folder (Path): Checkpoints of this task only.
+        folder (Path): Checkpoints and snapshot of this task only.
+        snapshot_interval (int): Iterations between two snapshots.
+
+    Returns:
+        float: Seconds, those before an interruption included.
     """
     model = bare_model(runner)
-    loop = IterBasedTrainLoop(
-        runner, loader, max_iters=max_iters, val_interval=max_iters + 1)
+    loop = TaskTrainLoop(runner, model, loader, max_iters,
+                         TaskSnapshot(folder), snapshot_interval)
     with _hosted(runner, loop, folder):
         # The reducer of a wrapped model knows the parameters that were
         # trainable when it was wrapped, so each task wraps anew.
@@ -45,16 +55,19 @@ def train_task(runner: Runner, loader: DataLoader, max_iters: int,
         if config.get('param_scheduler') is not None:
             runner.param_schedulers = runner.build_param_scheduler(
                 config.param_scheduler)
-        runner.optim_wrapper.initialize_count_status(runner.model, 0,
+        loop.resume()
+        runner.optim_wrapper.initialize_count_status(runner.model, loop.iter,
                                                      max_iters)
         try:
-            loop.run()
+            seconds = loop.train()
         finally:
             runner.model = model
+    average_statistics(model)
+    return seconds
 
 
 @contextlib.contextmanager
-def _hosted(runner: Runner, loop: IterBasedTrainLoop,
+def _hosted(runner: Runner, loop: TaskTrainLoop,
             folder: Path) -> Iterator[None]:
     """Let the runner and its hooks see one task's loop and folder."""
     outer, work_dir = runner._train_loop, runner._work_dir

@@ -68,6 +68,19 @@ def test_later_task_counts_the_evaluation_that_is_left(clock, stream, runner):
     ]
 
 
+def test_pace_of_a_resumed_task_counts_new_iterations_only(
+        clock, stream, runner):
+    hook = StreamProgressHook(interval=30)
+    hook.before_stream_task(runner, stream, 2)
+    runner.iter, runner.max_iters = 20, 40
+    hook.before_train(runner)
+    clock.now += 20
+    runner.iter = 29
+    hook.after_train_iter(runner, 29)
+    # 10 iterations took 20 s, 10 are left.
+    assert '0:00:20 left' in runner.lines[0]
+
+
 def test_line_comes_every_interval(clock, stream, runner):
     hook = StreamProgressHook(interval=3)
     hook.before_stream_task(runner, stream, 0)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from run_comparison import library_tensors, results_of
 
 TENSORS = ('adapter_model', 'norm', 'head', 'prototypes')
 
@@ -49,24 +50,6 @@ def files_below(folder):
         str(path.relative_to(folder)):
         (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob('*')) if path.is_file()
-    }
-
-
-def results_of(work_dir):
-    """``results.json`` without what differs from run to run."""
-    document = json.loads((work_dir / 'results.json').read_text())
-    del document['provenance'], document['cost']['train_seconds']
-    # expert.json holds the config, and with it the work dir.
-    for expert in document['cost']['experts']:
-        del expert['bytes']
-    return document
-
-
-def library_tensors(work_dir):
-    library = work_dir / 'library'
-    return {
-        str(path.relative_to(library)): path.read_bytes()
-        for path in sorted(library.rglob('*.safetensors'))
     }
 
 
@@ -275,6 +258,115 @@ def test_expert_of_another_base_is_refused(left, tmp_path, tiny_config,
     other.save(replace(expert, base_fingerprint='f' * 64))
     shutil.rmtree(left / 'library' / 'night')
     shutil.copytree(tmp_path / 'other' / 'night', left / 'library' / 'night')
-    with pytest.raises(
-            ValueError, match="'night' was trained on the base fff"):
+    with pytest.raises(ValueError, match='night/expert.json .* was changed'):
         restore(tiny_config(left, resume=True))
+
+
+# -- settings that changed, and tasks that are not finished ------------------
+
+
+class StopTraining(Hook):
+    """Ends the process after three iterations of the second task."""
+
+    def __init__(self):
+        self.index, self.first = None, None
+
+    def before_stream_task(self, runner, tasks, index):
+        self.index = index
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.first is None:
+            self.first = batch_idx
+        if (self.index, batch_idx) == (1, 3):
+            raise KeyboardInterrupt
+
+
+class FirstIteration(StopTraining):
+    """Notes at which iteration a run begins to train."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.first is None:
+            self.first = batch_idx
+
+
+@pytest.fixture(scope='module')
+def stopped(learn, tiny_config, tmp_path_factory):
+    """Work dir of a run that was stopped inside its second task."""
+    cfg = tiny_config(
+        tmp_path_factory.mktemp('stopped') / 'run', ('day', 'night'))
+    with pytest.raises(KeyboardInterrupt):
+        learn(cfg, StopTraining())
+    return Path(cfg.work_dir)
+
+
+@pytest.fixture
+def unfinished(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / 'run')
+
+
+def snapshots(work_dir):
+    return list(work_dir.glob('tasks/*/snapshot.safetensors'))
+
+
+def test_task_goes_on_at_its_snapshot(unfinished, tiny_config, learn):
+    first = FirstIteration()
+    learn(tiny_config(unfinished, ('day', 'night'), resume=True), first)
+    assert first.first == 2
+    assert snapshots(unfinished) == []
+
+
+def test_unfinished_first_task_without_resume_is_refused(
+        unfinished, tiny_config, restore):
+    shutil.rmtree(unfinished / 'library')
+    (unfinished / 'results.json').unlink()
+    with pytest.raises(ValueError, match='snapshot.safetensors holds an unf'):
+        restore(tiny_config(unfinished, ('day', 'night')))
+
+
+def test_changed_setting_is_refused_by_name(unfinished, tiny_config, restore):
+    changed = tiny_config(
+        unfinished, ('day', 'night'),
+        resume=True,
+        optim_wrapper__optimizer__lr=0.5)
+    message = r'optim_wrapper\.optimizer\.lr: 0\.01 -> 0\.5'
+    with pytest.raises(ValueError, match=message):
+        restore(changed)
+    assert snapshots(unfinished)
+
+
+def test_announced_change_begins_the_unfinished_task_anew(
+        unfinished, tiny_config, learn):
+    first = FirstIteration()
+    changed = tiny_config(
+        unfinished, ('day', 'night'),
+        resume=True,
+        optim_wrapper__optimizer__lr=0.5,
+        train_cfg__changed_settings=['optim_wrapper.optimizer.lr'])
+    run = learn(changed, first)
+    assert (run.diary.learned, first.first) == (['night'], 0)
+    assert run.diary.rates[0][0] == 0.5
+
+
+def test_announced_change_is_the_setting_from_then_on(unfinished, tiny_config,
+                                                      restore, forget_runner):
+    options = dict(resume=True, optim_wrapper__optimizer__lr=0.5)
+    restore(
+        tiny_config(
+            unfinished, ('day', 'night'),
+            train_cfg__changed_settings=['optim_wrapper'],
+            **options))
+    forget_runner()
+    assert restore(tiny_config(unfinished, ('day', 'night'), **options)) == 1
+
+
+def test_broken_snapshot_is_named(unfinished, tiny_config, learn):
+    path, = snapshots(unfinished)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match='01_night/snapshot.safetensors'):
+        learn(tiny_config(unfinished, ('day', 'night'), resume=True))
+
+
+def test_interval_of_snapshots_must_be_positive(tmp_path, tiny_config,
+                                                restore):
+    with pytest.raises(ValueError, match='checkpoint_interval must be >= 1'):
+        restore(tiny_config(tmp_path / 'r', train_cfg__checkpoint_interval=0))
