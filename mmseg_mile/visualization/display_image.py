@@ -38,8 +38,10 @@ def read_image_for_display(path: PathLike) -> np.ndarray:
 
 def _stretch(image: np.ndarray) -> np.ndarray:
     values = image.astype(np.float32)
-    finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, STRETCH) if finite.size else (0, 0)
+    # sensors write zero where they measured nothing, such as at the borders
+    # of an aligned frame; that would take most of the range
+    known = values[np.isfinite(values) & (values != 0)]
+    low, high = np.percentile(known, STRETCH) if known.size else (0, 0)
     scaled = (values - low) * (255 / max(high - low, 1e-6))
     scaled = np.nan_to_num(scaled, posinf=255, neginf=0)
     return np.clip(scaled, 0, 255).round().astype(np.uint8)

@@ -76,3 +76,13 @@ def test_broken_image_is_named(tmp_path: Path, content: bytes) -> None:
 
     with pytest.raises(ValueError, match='broken.png'):
         read_image_for_display(path)
+
+
+def test_border_without_a_reading_takes_no_range(tmp_path: Path) -> None:
+    image = np.zeros((40, 100), np.uint16)
+    image[:, 10:90] = np.linspace(22000, 24000, 80)
+    path = tmp_path / 'thermal.png'
+    assert cv2.imwrite(str(path), image)
+    shown = read_image_for_display(path)[..., 0]
+    assert shown[0, 12] < 10 and shown[0, 87] > 245
+    assert abs(int(shown[0, 50]) - 128) < 10
