@@ -125,7 +125,7 @@ def merge_adapters(
 
     Returns:
         dict[str, Tensor]: Only the entries that differ from the base, for
-        ``torch.func.functional_call``.
+        :meth:`TensorSlots.holding`.
     """
     merged: Dict[str, Tensor] = {}
     for weight, adapter in mixture:
