@@ -2,9 +2,9 @@
 """Chance, as a lower bound."""
 from __future__ import annotations
 
+import hashlib
 from typing import Optional, Sequence
 
-import torch
 from torch import Tensor
 
 from mmseg.registry import TASK_UTILS
@@ -16,19 +16,30 @@ from .base_gate import BaseGate
 class RandomGate(BaseGate):
     """Routes each image to an expert drawn uniformly.
 
+    What is drawn depends on the seed and the image alone, so an evaluation
+    that was interrupted, or shared by several processes, draws the same.
+
     Args:
-        seed (int): Of the gate's own generator. Defaults to 0.
+        seed (int): Of the draws. Defaults to 0.
     """
+
+    needs_embeddings = True
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self._generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
 
     def route(self, embeddings: Optional[Tensor],
               tasks: Sequence[Optional[str]]) -> Routing:
         """See :meth:`BaseGate.route`."""
         self._check_ready()
+        assert embeddings is not None
         names = self.expert_names
-        drawn = torch.randint(
-            len(names), (len(tasks), ), generator=self._generator)
-        return self._one_hot([names[i] for i in drawn.tolist()])
+        return self._one_hot(
+            [names[self._draw(row) % len(names)] for row in embeddings])
+
+    def _draw(self, embedding: Tensor) -> int:
+        """A number of 64 bits for an image with a (D,) embedding."""
+        content = embedding.cpu().numpy().tobytes()
+        digest = hashlib.sha256(str(self.seed).encode() + content).digest()
+        return int.from_bytes(digest[:8], 'big')

@@ -7,19 +7,25 @@ import torch
 
 from mmseg_mile.models.gates import RandomGate
 
+IMAGES = torch.arange(600.0).view(300, 2)
 
-def draws(seed: int, num: int = 300) -> torch.Tensor:
+
+def draws(seed: int, images: torch.Tensor = IMAGES) -> torch.Tensor:
     """Route images among three experts."""
     gate = RandomGate(seed)
     for task in 'abc':
         gate.fit(task, None)
-    return gate.route(None, [None] * num).weights.argmax(1)
+    return gate.route(images, [None] * len(images)).weights.argmax(1)
 
 
 def test_same_seed_draws_the_same_whatever_else_is_drawn():
     first = draws(3)
     torch.manual_seed(17)
     assert torch.equal(draws(3), first)
+
+
+def test_draw_of_an_image_does_not_depend_on_the_others():
+    assert torch.equal(draws(3, IMAGES[100:150]), draws(3)[100:150])
 
 
 def test_other_seed_draws_otherwise():
@@ -33,4 +39,4 @@ def test_experts_are_drawn_alike_often():
 
 def test_gate_without_a_task_is_refused():
     with pytest.raises(ValueError, match='learned no task yet'):
-        RandomGate().route(None, [None])
+        RandomGate().route(IMAGES, [None] * 300)
