@@ -60,11 +60,7 @@ def build_expert_segmentor(config: ConfigDict,
         config (ConfigDict): From :func:`load_model_config`.
         settings (Settings): Seed and device.
     """
-    init_default_scope('mmseg')
-    torch.manual_seed(settings.seed)
-    with quiet():
-        model = MODELS.build(copy.deepcopy(config))
-        model.init_weights()
+    model = _drawn(config, settings)
     _draw_norms(model.backbone)
     return model.to(settings.device).eval()
 
@@ -98,12 +94,18 @@ def build_stock(config: ConfigDict, settings: Settings) -> EncoderDecoder:
         config (ConfigDict): From :func:`stock_model_config`.
         settings (Settings): Seed and device.
     """
+    model = _drawn(config, settings)
+    return revert_sync_batchnorm(model).to(settings.device).eval()
+
+
+def _drawn(config: ConfigDict, settings: Settings) -> Any:
+    """The model of a config, weights drawn from the seed."""
     init_default_scope('mmseg')
     torch.manual_seed(settings.seed)
     with quiet():
         model = MODELS.build(copy.deepcopy(config))
         model.init_weights()
-    return revert_sync_batchnorm(model).to(settings.device).eval()
+    return model
 
 
 @contextlib.contextmanager

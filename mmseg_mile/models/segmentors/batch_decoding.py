@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
 from torch import Tensor, nn
 
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from .label_maps import resize_logits
 
 # Shape legend: B images, C classes, h x w grid of the logits, H x W input
 
@@ -112,20 +113,12 @@ def _slide(model: Any, inputs: Tensor, metas: List[Dict[str, Any]],
                 for p, head in parts
             ]
         for (total, head), (part, _) in zip(sums, parts):
-            total[:, :, rows, columns] += _to_size(part, shape,
-                                                   head.align_corners)
+            total[:, :, rows,
+                  columns] += resize_logits(part, shape, head.align_corners)
         count[rows, columns] += 1
     for total, _ in sums:
         total /= count
     return sums
-
-
-def _to_size(logits: Tensor, size: Sequence[int],
-             align_corners: bool) -> Tensor:
-    if logits.shape[2:] == tuple(size):
-        return logits
-    return nn.functional.interpolate(
-        logits, tuple(size), mode='bilinear', align_corners=align_corners)
 
 
 def _windows(height: int, width: int, crop: Sequence[int],

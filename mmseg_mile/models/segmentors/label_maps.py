@@ -2,7 +2,7 @@
 """From logits on a coarse grid to a label map of the image's size."""
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def label_map(logits: Tensor, size: Tuple[int, int],
     height, width = size
     rows = max(1, _STRIP_VALUES // (len(logits) * width))
     if rows >= height or logits.shape[1:] == (height, width):
-        return _largest(_resize(logits, size, align_corners))
+        return _largest(resize_logits(logits[None], size, align_corners)[0])
     above, below, share = _source_rows(logits.shape[1], height, align_corners,
                                        logits.device)
     labels = logits.new_empty(size, dtype=torch.long)
@@ -45,20 +45,22 @@ def label_map(logits: Tensor, size: Tuple[int, int],
         blended = torch.lerp(logits[:, above[strip]], logits[:, below[strip]],
                              share[strip, None])
         labels[strip] = _largest(
-            _resize(blended, (len(above[strip]), width), align_corners))
+            resize_logits(blended[None], (len(above[strip]), width),
+                          align_corners)[0])
     return labels
+
+
+def resize_logits(logits: Tensor, size: Sequence[int],
+                  align_corners: bool) -> Tensor:
+    """(n, C, h, w) logits on another grid, bilinear; as they are if equal."""
+    if logits.shape[2:] == tuple(size):
+        return logits
+    return F.interpolate(
+        logits, tuple(size), mode='bilinear', align_corners=align_corners)
 
 
 def _largest(logits: Tensor) -> Tensor:
     return logits.max(dim=0).indices
-
-
-def _resize(logits: Tensor, size: Tuple[int, int],
-            align_corners: bool) -> Tensor:
-    if logits.shape[1:] == tuple(size):
-        return logits
-    return F.interpolate(
-        logits[None], size, mode='bilinear', align_corners=align_corners)[0]
 
 
 def _source_rows(height: int, new_height: int, align_corners: bool,

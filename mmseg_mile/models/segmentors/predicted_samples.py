@@ -6,10 +6,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.structures import PixelData
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmseg.structures import SegDataSample
-from .label_maps import label_map
+from .label_maps import label_map, resize_logits
 
 # Axes of (C, H, W) logits that mmcv's ``RandomFlip`` turned around.
 _FLIPS = dict(horizontal=(2, ), vertical=(1, ), diagonal=(1, 2))
@@ -67,7 +66,7 @@ class PredictedSamples:
             sample = self.samples[index]
             size, own = self._unpadded(sample, own, head.align_corners)
             if len(own) == 1 or self._keep_logits:
-                own = _resized(own, size, head.align_corners)
+                own = resize_logits(own[None], size, head.align_corners)[0]
             if len(own) == 1:
                 own = own.sigmoid()
                 labels = (own[0] > head.threshold).to(own)
@@ -89,7 +88,8 @@ class PredictedSamples:
         cut = any(padding or ())
         if not cut and not meta.get('flip') and size == self._input_size:
             return size, logits
-        logits = _resized(logits, self._input_size, align_corners)
+        logits = resize_logits(logits[None], self._input_size,
+                               align_corners)[0]
         if cut:
             left, right, top, bottom = padding
             height, width = self._input_size
@@ -104,11 +104,3 @@ def _flipped_axes(direction: Any) -> Tuple[int, ...]:
         raise ValueError(f'flip_direction must be one of {sorted(_FLIPS)}, '
                          f'got {direction!r}')
     return _FLIPS[direction]
-
-
-def _resized(logits: Tensor, size: Tuple[int, int],
-             align_corners: bool) -> Tensor:
-    if tuple(logits.shape[1:]) == size:
-        return logits
-    return F.interpolate(
-        logits[None], size, mode='bilinear', align_corners=align_corners)[0]
