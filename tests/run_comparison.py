@@ -42,6 +42,8 @@ def left_behind(work_dir: Path) -> dict[str, Any]:
     for name in ('oracle_digests.json', 'cross_expert_miou.json'):
         path = work_dir / name
         found[name] = path.read_text() if path.exists() else None
+    for path in (work_dir / 'routing_log').iterdir():
+        found[f'routing_log/{path.name}'] = path.read_bytes()
     return found
 
 

@@ -230,12 +230,13 @@ class Diary(Hook):
         self.rows.append(task_index)
         self._num_images = 0
 
-    def after_stream_row(self, runner: Runner, seconds: float) -> None:
+    def after_stream_row(self, runner: Runner, seconds: float,
+                         results: Any) -> None:
         """Every task was evaluated."""
         self.predicted.append(self._num_images)
 
     def after_stream_val_iter(self, runner: Runner, task: Any,
-                              data_samples: list) -> None:
+                              data_samples: list, oracle_samples: Any) -> None:
         """A batch was predicted as routed."""
         self.routed += [(self.rows[-1], task.name, sample.expert)
                         for sample in data_samples]

@@ -69,12 +69,14 @@ def main() -> None:
     runner = Runner.from_cfg(cfg)
     loop: IncrementalTaskLoop = runner.train_loop
     learned = loop.load(work_dir)
+    after = loop.tasks[learned - 1].name
     table = PrettyTable(['task', 'mIoU', 'images', 'experts chosen'])
     scores = {}
     with gated(loop.model, args.gate):
         for task in loop.tasks[:learned]:
             loader = loop.data.val_loader(runner, task, loop.val_dataloader)
-            score = evaluate_task(runner, loop.model, task, loader)
+            score = evaluate_task(runner, loop.model, task, loader,
+                                  loop.data_root, after)
             chosen = dict(score.chosen.most_common())
             scores[task.name] = dict(
                 miou=score.routed.miou(),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Dict, Sequence
+from typing import Callable, Dict, Iterable, Sequence
 
 import numpy as np
 from mmengine.dist import is_main_process
 from numpy.typing import ArrayLike
 
 from mmseg_mile.evaluation import read_json, write_json
+from mmseg_mile.models import ContinualSegmentor
+from mmseg_mile.structures import Task
+from .task_evaluator import evaluate_forced
 
 
 class CrossScores:
@@ -33,6 +36,25 @@ class CrossScores:
         self.matrix = np.full((len(tasks), ) * 2, np.nan)
         if path.exists():
             self._take_up(read_json(path))
+
+    def fill_forced(self, model: ContinualSegmentor, tasks: Sequence[Task],
+                    loader: Callable[[Task], Iterable[dict]],
+                    own: ArrayLike) -> np.ndarray:
+        """Evaluate what is missing with a model's experts.
+
+        Args:
+            model (ContinualSegmentor): Has the experts.
+            tasks (Sequence[Task]): Of the stream.
+            loader (Callable): Validation images of a task.
+            own (ArrayLike): (T,) mIoU of each task with its own expert.
+
+        Returns:
+            np.ndarray: (T, T) mIoU in per cent.
+        """
+        by_name = {task.name: task for task in tasks}
+        return self.fill(
+            lambda task, expert: evaluate_forced(model, by_name[
+                task], loader(by_name[task]), expert), own)
 
     def fill(self, evaluate: Callable[[str, str], float],
              own: ArrayLike) -> np.ndarray:

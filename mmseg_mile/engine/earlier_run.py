@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
-import numpy as np
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import Runner
 
-from mmseg_mile.evaluation import StreamResults, read_json, write_json
+from mmseg_mile.evaluation import (RoutedImage, StreamResults, read_json,
+                                   routing_log_path, write_json,
+                                   write_routing_log)
 from mmseg_mile.experts import ExpertStore
 from mmseg_mile.structures import Task
+from .rehearsal import check_extension
 from .run_settings import changes, refuse, settings_of
 from .task_snapshot import TaskSnapshot
 
@@ -53,13 +55,18 @@ class EarlierRun:
                 f'{self._snapshots()[0].path} holds an unfinished task: add '
                 '--resume to go on from it, or choose another --work-dir.')
 
-    def read_results(self, new: StreamResults,
-                     seed_is_set: bool) -> StreamResults:
+    def read_results(
+            self,
+            new: StreamResults,
+            seed_is_set: bool,
+            rehearsal: Optional[Dict[str, Any]] = None) -> StreamResults:
         """The results so far, extended to the tasks of ``new``.
 
         Args:
             new (StreamResults): Empty, of the config.
             seed_is_set (bool): Whether the config names a seed.
+            rehearsal (dict, optional): ``train_cfg.rehearsal``. Defaults to
+                None.
 
         Raises:
             ValueError: If there are none, or of another stream, method, seed
@@ -77,6 +84,7 @@ class EarlierRun:
                     f'{path} belongs to {name} {getattr(old, name)!r}, the '
                     f'config says {getattr(new, name)!r}: resume with the '
                     'same config, or choose another --work-dir.')
+        check_extension(rehearsal, old.tasks, new.tasks)
         old.extend(new.tasks)
         return old
 
@@ -84,11 +92,23 @@ class EarlierRun:
         """Digests of oracle label maps, per row and task."""
         return read_json(self._digests) if self._digests.exists() else {}
 
-    def save(self, results: StreamResults,
-             digests: Dict[str, Dict[str, str]]) -> None:
-        """Write what was measured."""
+    def save(self,
+             results: StreamResults,
+             digests: Dict[str, Dict[str, str]],
+             routed: Optional[Dict[str, List[RoutedImage]]] = None) -> None:
+        """Write what was measured.
+
+        Args:
+            results (StreamResults): So far.
+            digests (dict): Of oracle label maps, per row and task.
+            routed (dict[str, list[RoutedImage]], optional): New rows of the
+                routing log by the task learned last. Defaults to None.
+        """
         if is_main_process():
             # first, because results.json says that the row is complete
+            for after, images in (routed or {}).items():
+                write_routing_log(
+                    routing_log_path(self.work_dir, after), images)
             write_json(self._digests, digests)
             results.save(self.results_path)
 
@@ -136,7 +156,7 @@ class EarlierRun:
             tasks (Sequence[Task]): Of the stream.
             results (StreamResults): So far.
         """
-        learned = ~np.isnan(results.train_seconds)
+        learned = results.cost.is_learned
         for index, task in enumerate(tasks):
             if learned[index]:
                 TaskSnapshot(self.task_folder(index, task)).discard()

@@ -7,6 +7,8 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 
+from .task_config import in_order
+
 # What a Runner reads; other names of a config only help to write it.
 _FIELDS = ('model', 'data_preprocessor', 'load_from', 'train_dataloader',
            'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr',
@@ -26,7 +28,8 @@ _WITHOUT_EFFECT = {
 _HOOKS_WITHOUT_EFFECT = ('CheckpointHook', 'FiniteLossHook', 'IterTimerHook',
                          'LoggerHook', 'MemoryProfilerHook', 'ProfilerHook',
                          'RuntimeInfoHook', 'SegVisualizationHook',
-                         'StreamPicturesHook', 'StreamProgressHook')
+                         'StreamPicturesHook', 'StreamProgressHook',
+                         'StreamReportHook', 'StreamScalarsHook')
 _ABSENT = 'absent'
 
 Changes = Dict[str, Tuple[Any, Any]]
@@ -44,6 +47,11 @@ def settings_of(cfg: Config, seed: int) -> Dict[str, Any]:
         seed (int): That it uses, configured or drawn.
     """
     found = {k: _plain(cfg.get(k)) for k in _FIELDS if cfg.get(k) is not None}
+    # an order that is spelled out is that of tasks listed so
+    train_cfg = found.get('train_cfg', {})
+    order = train_cfg.pop('order', None)
+    if order is not None:
+        train_cfg['tasks'] = in_order(train_cfg.get('tasks'), order)
     for field, names in _WITHOUT_EFFECT.items():
         _leave_out(found.get(field), names)
     _leave_out(

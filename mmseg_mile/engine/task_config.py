@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any, Mapping, Sequence, TypeGuard
+from typing import Any, Mapping, Optional, Sequence, TypeGuard
 
 from mmseg_mile.structures import check_task_name
 
 TASK_KEYS = ('name', 'train_dataset', 'val_dataset', 'max_iters', 'init_from')
+
+
+def in_order(configs: Any, order: Optional[Sequence[str]]) -> Any:
+    """Tasks in the order in which they shall be learned.
+
+    Args:
+        configs (Any): ``train_cfg.tasks``.
+        order (Sequence[str], optional): All their names; None leaves the
+            tasks as they are.
+
+    Raises:
+        ValueError: If ``order`` does not name every task once.
+    """
+    if order is None:
+        return configs
+    names = [
+        config.get('name') if isinstance(config, Mapping) else None
+        for config in _listed(configs)
+    ]
+    if not _is_list(order) or (sorted(map(str, order)) != sorted(
+            map(str, names))):
+        raise ValueError('train_cfg.order must name every task once, got '
+                         f'{order!r}; the tasks are {names}')
+    places = [str(name) for name in names]
+    return [configs[places.index(str(name))] for name in order]
 
 
 def check_task_configs(configs: Any, max_iters: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os.path as osp
-from typing import Any, Dict, Iterable, List, Mapping, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 import numpy as np
 from mmengine.runner import Runner
@@ -14,7 +14,8 @@ from mmseg.registry import DATASETS
 from mmseg_mile.datasets import check_dataset
 from mmseg_mile.structures import Task
 from .positioned_sampler import PositionedSampler
-from .seeded_dataset import SeededDataset
+from .rehearsal import Rehearsal
+from .seeded_dataset import SeededDataset, TaskImages
 from .task_config import check_metainfo, check_task_configs
 
 # what mmengine says of a dataset without any image
@@ -48,19 +49,50 @@ class TaskData:
             self.tasks.append(self._open(config, data_root, max_iters))
         for (name, split), dataset in self._datasets.items():
             _check_samples(dataset, split, name, num_checked)
+        self.rehearsal: Optional[Rehearsal] = None
+
+    def rehearse(self, config: Mapping[str, Any], seed: int) -> None:
+        """From here on, train images of other tasks beside each task's.
+
+        Args:
+            config (Mapping[str, Any]): See :class:`Rehearsal`.
+            seed (int): Of the run.
+
+        Raises:
+            ValueError: See :class:`Rehearsal`.
+        """
+        self.rehearsal = Rehearsal(
+            config,
+            {t.name: self._datasets[t.name, 'train']
+             for t in self.tasks}, seed)
+
+    def kept_bytes(self, index: int) -> int:
+        """Bytes of the images to keep after a task; 0 without rehearsal.
+
+        Args:
+            index (int): Position of the task.
+        """
+        return self.rehearsal.kept_bytes(index) if self.rehearsal else 0
 
     def train_loader(self, runner: Runner, task: Task,
                      template: Dict[str, Any]) -> DataLoader:
         """Training images through the training pipeline, shuffled.
 
         Order and augmentations follow from seed and task, wherever in the
-        stream of images the loader starts.
+        stream of images the loader starts. Every data sample says in its
+        metainfo ``task`` whose image it is.
         """
-        dataset = SeededDataset(self._datasets[task.name, 'train'],
-                                runner.seed, task.name)
-        sampler = dict(type=PositionedSampler, sampler=template['sampler'])
+        own = SeededDataset(
+            TaskImages(self._datasets[task.name, 'train'], task.name),
+            runner.seed, task.name)
+        chosen: Optional[Dict[str, Any]] = None
+        if self.rehearsal is not None:
+            chosen = self.rehearsal.mix(own, task.name, template['sampler'])
+        chosen = chosen or dict(
+            dataset=own,
+            sampler=dict(type=PositionedSampler, sampler=template['sampler']))
         return runner.build_dataloader(
-            dict(template, dataset=dataset, sampler=sampler), seed=runner.seed)
+            dict(template, **chosen), seed=runner.seed)
 
     def val_loader(self, runner: Runner, task: Task,
                    template: Dict[str, Any]) -> DataLoader:

@@ -13,10 +13,11 @@ import torch
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 
-from mmseg_mile.evaluation import DomainIoU
+from mmseg_mile.evaluation import DomainIoU, RoutedImage
 from mmseg_mile.models import ContinualSegmentor
 from mmseg_mile.structures import Task
 from mmseg_mile.structures.interleaving import interleave
+from .image_log import ImageLog
 
 
 @dataclass
@@ -30,11 +31,14 @@ class TaskScore:
         chosen (Counter): Images per chosen expert; empty without a gate.
         digest (str): SHA-256 over those of the oracle's label maps, in the
             dataset's order, whatever processes predicted them.
+        images (list[RoutedImage]): Lines of the routing log, in the
+            dataset's order.
     """
     routed: DomainIoU
     oracle: Optional[DomainIoU]
     chosen: Counter = field(default_factory=Counter)
     digest: str = ''
+    images: List[RoutedImage] = field(default_factory=list)
 
     def to_document(self) -> Dict[str, Any]:
         """As plain JSON values."""
@@ -42,7 +46,8 @@ class TaskScore:
             routed=self.routed.confusion.tolist(),
             oracle=self.oracle and self.oracle.confusion.tolist(),
             chosen=dict(self.chosen),
-            digest=self.digest)
+            digest=self.digest,
+            images=[image.to_document() for image in self.images])
 
     @classmethod
     def from_document(cls, task: Task, document: Dict[str,
@@ -53,21 +58,27 @@ class TaskScore:
             and DomainIoU.from_confusion(task.classes, document[kind])
             for kind in ('routed', 'oracle'))
         return cls(routed, oracle, Counter(document['chosen']),
-                   document['digest'])
+                   document['digest'],
+                   [RoutedImage.from_document(d) for d in document['images']])
 
 
 def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
-                  loader: Iterable[dict]) -> TaskScore:
+                  loader: Iterable[dict], data_root: str,
+                  after: str) -> TaskScore:
     """Predict every image as routed, and with the task's own expert.
 
     An image that was routed to its own expert is not predicted twice. The
-    hooks' ``after_stream_val_iter`` sees each routed batch.
+    hooks' ``after_stream_val_iter`` sees each batch: ``data_samples`` as
+    routed, ``oracle_samples`` with the task's own expert, which are the same
+    objects where routing was right, or None if there is no such expert.
 
     Args:
         runner (Runner): Whose hooks are called.
         model (ContinualSegmentor): In any mode; left in eval mode.
         task (Task): Its classes are the label space of the scores.
         loader (Iterable[dict]): Its validation images.
+        data_root (str): Files are named relative to it.
+        after (str): Name of the task that was learned last.
 
     Returns:
         TaskScore: Of all processes together.
@@ -75,8 +86,9 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
     model.eval()
     has_expert = task.name in model.expert_names
     routed, oracle = DomainIoU(task.classes), DomainIoU(task.classes)
-    chosen: Counter = Counter()
+    score = TaskScore(routed, oracle if has_expert else None)
     digests: List[bytes] = []
+    log = ImageLog(task, after, data_root)
     for batch in loader:
         for sample in batch['data_samples']:
             sample.set_metainfo(dict(task=task.name))
@@ -85,19 +97,23 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
             copy.deepcopy(s) for s in batch['data_samples']
         ]
         outputs = _predict(model, batch)
-        _update(routed, outputs)
-        chosen.update(o.expert for o in outputs if o.expert is not None)
-        runner.call_hook(
-            'after_stream_val_iter', task=task, data_samples=outputs)
+        counts = _update(routed, outputs)
+        score.chosen.update(o.expert for o in outputs if o.expert is not None)
+        own, own_counts = None, [None] * len(outputs)
         if has_expert:
-            outputs = _with_own_expert(model, task, untouched, outputs)
-            _update(oracle, outputs)
+            own = _with_own_expert(model, task, untouched, outputs)
+            own_counts = _update(oracle, own)
             digests += [
                 hashlib.sha256(_label_map(o.pred_sem_seg).tobytes()).digest()
-                for o in outputs
+                for o in own
             ]
-    return _gather(
-        TaskScore(routed, oracle if has_expert else None, chosen), digests)
+        score.images += map(log.entry, outputs, counts, own_counts)
+        runner.call_hook(
+            'after_stream_val_iter',
+            task=task,
+            data_samples=outputs,
+            oracle_samples=own)
+    return _gather(score, digests)
 
 
 def evaluate_forced(model: ContinualSegmentor, task: Task,
@@ -143,11 +159,17 @@ def _label_map(pixel_data: Any) -> np.ndarray:
     return pixel_data.data.squeeze(0).cpu().numpy()
 
 
-def _update(score: DomainIoU, outputs: List[Any]) -> None:
+def _update(score: DomainIoU, outputs: List[Any]) -> List[Any]:
+    """Count the predictions; returns the counts of each image alone."""
+    parts = []
     for output in outputs:
-        score.update(
+        part = DomainIoU(score.classes)
+        part.update(
             _label_map(output.pred_sem_seg), output.classes,
             _label_map(output.gt_sem_seg))
+        score.merge(part)
+        parts.append(part)
+    return parts
 
 
 def _gather(score: TaskScore, digests: List[bytes]) -> TaskScore:
@@ -159,6 +181,7 @@ def _gather(score: TaskScore, digests: List[bytes]) -> TaskScore:
         if total.oracle is not None:
             total.oracle.merge(other.oracle)
         total.chosen.update(other.chosen)
+    total.images = interleave([s.images for s in scores])
     if total.oracle is not None:
         joined = b''.join(interleave(shares))
         total.digest = hashlib.sha256(joined).hexdigest()

@@ -13,18 +13,28 @@ PathLike = Union[str, 'os.PathLike[str]']
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Write ``value`` so that a crash leaves the old file untouched.
+    """Write ``value`` as JSON, see :func:`write_text`.
 
-    The text goes to a temporary file in the same folder, is flushed to the
-    disk and then takes the place of the old file in one step. Missing
-    folders are created. NaN, which JSON lacks, becomes null.
+    NaN, which JSON lacks, becomes null.
 
     Raises:
         ValueError: If ``value`` holds an infinity.
         OSError: If the disk is full or fails; names the file.
         TypeError: If ``value`` holds something that JSON cannot say.
     """
-    text = format_json(value) + '\n'
+    write_text(path, format_json(value) + '\n')
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write ``text`` so that a crash leaves the old file untouched.
+
+    The text goes to a temporary file in the same folder, is flushed to the
+    disk and then takes the place of the old file in one step. Missing
+    folders are created.
+
+    Raises:
+        OSError: If the disk is full or fails; names the file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.partial')

@@ -163,7 +163,7 @@ def mismatch_drop(oracle_row: ArrayLike, forced: ArrayLike) -> float:
 def all_scores(routed: ArrayLike,
                oracle: ArrayLike,
                forced: Optional[ArrayLike] = None) -> Dict[str, float]:
-    """Every score of ``results.json`` by its name.
+    """Every score of the matrices that ``results.json`` holds, by name.
 
     Args:
         routed (ArrayLike): (T, T) scores without a task label.
@@ -182,7 +182,8 @@ def all_scores(routed: ArrayLike,
         stability=stability(routed),
         plasticity=plasticity(routed),
         oracle_gap=oracle_gap(routed, oracle),
-        mismatch_drop=drop)
+        mismatch_drop=drop,
+        harmonic_mean_miou=harmonic_mean_miou(routed))
 
 
 def _square(matrix: ArrayLike, name: str = 'score matrix') -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shape of ``results.json``, schema 1, and the checks of a file's content.
+"""Shape of ``results.json``, schema 2, and the checks of a file's content.
 
 Every check raises a ``ValueError`` that names the field; the caller adds
 the file.
@@ -7,21 +7,27 @@ the file.
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional, Sequence
+import sys
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KINDS = ('routed', 'oracle')
 SCORE_NAMES = ('average_miou', 'backward_transfer', 'forward_transfer',
                'forgetting', 'stability', 'plasticity', 'oracle_gap',
-               'mismatch_drop')
+               'mismatch_drop', 'harmonic_mean_miou', 'net_score')
 EXPERT_COST_KEYS = ('task', 'lora_params', 'head_params', 'norm_params',
                     'prototype_values', 'bytes')
+COST_KEYS = ('base_params', 'experts', 'train_seconds', 'kept_params',
+             'kept_bytes', 'macs')
+GATE_KEYS = ('accuracy', 'confusion', 'prototype_distances')
+SETTING_KEYS = ('task_label_at_test', 'old_images')
+OLD_IMAGES = ('none', 'buffer', 'all')
 PROVENANCE_KEYS = ('commit', 'versions', 'config', 'device')
-KEYS = ('schema', 'stream', 'method', 'seed', 'tasks', 'miou', 'class_iou',
-        'gate', 'scores', 'cost', 'provenance')
+KEYS = ('schema', 'stream', 'method', 'setting', 'seed', 'tasks', 'miou',
+        'class_iou', 'gate', 'scores', 'cost', 'provenance')
 DECIMALS = 4
 
 
@@ -64,7 +70,9 @@ def check_version(document: Any) -> None:
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise ValueError(
             f"field 'schema' must be {SCHEMA_VERSION}, got {version!r}: the "
-            'file was written by another version of this package')
+            'file was written by another version of this package, which '
+            'is the one to go on from it. Choose another --work-dir to '
+            'train and evaluate with this one.')
 
 
 def check_range(value: float, low: float, high: float, field: str) -> float:
@@ -103,12 +111,25 @@ def check_cost(entry: Any, tasks: Sequence[str], field: str) -> None:
         check_range(entry[key], 0, math.inf, f'{field}.{key}')
 
 
+def check_setting(setting: Any) -> Dict[str, Any]:
+    """Require what a method is given; returns it."""
+    check_keys(setting, SETTING_KEYS, 'setting')
+    label, images = (setting[key] for key in SETTING_KEYS)
+    check_type(label, bool, 'setting.task_label_at_test')
+    if images not in OLD_IMAGES:
+        raise ValueError(f'setting.old_images must be one of {OLD_IMAGES}, '
+                         f'got {images!r}')
+    return dict(setting)
+
+
 def read_number(value: Any, field: str) -> float:
     """Float of a JSON number, NaN of null."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f'{field} must be a number or null, got {value!r}')
+    if abs(value) > sys.float_info.max:
+        raise ValueError(f'{field} must be finite, got {value!r}')
     return float(value)
 
 
@@ -180,7 +201,8 @@ def write_numbers(value: Any) -> Any:
     return value
 
 
-def write_counts(counts: np.ndarray) -> List[List[Optional[int]]]:
+def write_counts(
+        counts: Iterable[Iterable[float]]) -> List[List[Optional[int]]]:
     """JSON form of whole numbers; NaN becomes null."""
     return [[None if math.isnan(count) else int(count) for count in row]
             for row in counts]

@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike
 from . import results_schema as schema
 from .atomic_json import PathLike, read_json, write_json
 from .continual_scores import all_scores
-from .results_schema import (EXPERT_COST_KEYS, KEYS, KINDS, PROVENANCE_KEYS,
-                             SCHEMA_VERSION, SCORE_NAMES)
+from .net_score import net_score
+from .results_schema import (GATE_KEYS, KEYS, KINDS, PROVENANCE_KEYS,
+                             SCHEMA_VERSION, SCORE_NAMES, SETTING_KEYS)
+from .stream_cost import StreamCost
 
 ClassIoU = Dict[str, Dict[str, float]]
 
@@ -38,10 +40,12 @@ class StreamResults:
         gate_accuracy (float): Share of images routed right, 0 to 1.
         gate_confusion (np.ndarray): (T, T) image counts, rows true task,
             columns chosen expert.
+        prototype_distances (np.ndarray): (T, T) distance of the prototypes
+            of each task (row) to each expert (column), in the gate's unit.
+        cost (StreamCost): Sizes and times.
+        setting (dict): What the method was given: ``task_label_at_test``
+            (bool) and ``old_images`` ('none', 'buffer' or 'all').
         scores (dict[str, float]): One value per name of ``SCORE_NAMES``.
-        base_params (int, optional): Parameters of the frozen base.
-        experts (list[dict]): Size of each expert, ``EXPERT_COST_KEYS``.
-        train_seconds (np.ndarray): (T,) training time.
         provenance (dict): ``PROVENANCE_KEYS``.
     """
     stream: str
@@ -50,15 +54,16 @@ class StreamResults:
     tasks: List[str]
     miou: Dict[str, np.ndarray]
     gate_confusion: np.ndarray
-    train_seconds: np.ndarray
+    prototype_distances: np.ndarray
+    cost: StreamCost
+    setting: Dict[str, Any] = field(
+        default_factory=lambda: dict(zip(SETTING_KEYS, (False, 'none'))))
     class_iou: Dict[str, ClassIoU] = field(
         default_factory=lambda: {kind: {}
                                  for kind in KINDS})
     gate_accuracy: float = math.nan
     scores: Dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(SCORE_NAMES, math.nan))
-    base_params: Optional[int] = None
-    experts: List[Dict[str, Any]] = field(default_factory=list)
     provenance: Dict[str, Any] = field(
         default_factory=lambda: dict.fromkeys(PROVENANCE_KEYS))
 
@@ -76,7 +81,8 @@ class StreamResults:
             miou={kind: _unset(size, size)
                   for kind in KINDS},
             gate_confusion=_unset(size, size),
-            train_seconds=_unset(size))
+            prototype_distances=_unset(size, size),
+            cost=StreamCost.new(size))
 
     @property
     def num_finished_rows(self) -> int:
@@ -130,32 +136,16 @@ class StreamResults:
             for name, iou in class_iou.items()
         }
 
-    def set_cost(self, base_params: Optional[int],
-                 experts: Sequence[Dict[str, Any]],
-                 train_seconds: ArrayLike) -> None:
-        """Set the sizes of base and experts and the time per learned task.
-
-        Args:
-            base_params (int, optional): Parameters of the frozen base.
-            experts (Sequence[dict]): ``EXPERT_COST_KEYS`` per expert;
-                empty for a method without experts.
-            train_seconds (ArrayLike): One value per task learned so far.
-        """
-        if base_params is not None:
-            schema.check_type(base_params, int, 'cost.base_params')
-        for index, entry in enumerate(experts):
-            schema.check_cost(entry, self.tasks, f'cost.experts[{index}]')
-        seconds = np.array(train_seconds, dtype=float)
-        if seconds.ndim != 1 or len(seconds) > len(self.tasks):
+    def set_prototype_distances(self, distances: ArrayLike) -> None:
+        """Set the (K, K) distances between the first K tasks' prototypes."""
+        matrix = np.array(distances, dtype=float)
+        size = len(self.tasks)
+        if matrix.shape != (len(matrix), ) * 2 or len(matrix) > size:
             raise ValueError(
-                'cost.train_seconds must be a list of at most one value per '
-                f'task ({len(self.tasks)}), got shape {seconds.shape}')
-        self.base_params = base_params
-        self.experts = [{
-            key: entry[key]
-            for key in EXPERT_COST_KEYS
-        } for entry in experts]
-        self.train_seconds = _grow(seconds, len(self.tasks))
+                'gate.prototype_distances must be square with at most one '
+                f'row per task ({size}), got shape {matrix.shape}')
+        self.prototype_distances = _grow(
+            matrix.round(schema.DECIMALS), size, size)
 
     def set_provenance(self, commit: Optional[str], versions: Mapping[str,
                                                                       str],
@@ -188,7 +178,8 @@ class StreamResults:
             for kind, matrix in self.miou.items()
         }
         self.gate_confusion = _grow(self.gate_confusion, size, size)
-        self.train_seconds = _grow(self.train_seconds, size)
+        self.prototype_distances = _grow(self.prototype_distances, size, size)
+        self.cost.extend(size)
 
     def compute_scores(self, forced: Optional[ArrayLike] = None) -> None:
         """Fill ``scores`` from the matrices up to the last finished row.
@@ -208,6 +199,9 @@ class StreamResults:
             if forced.shape == (len(self.tasks), ) * 2:
                 forced = forced[:size, :size]
         self.scores.update(all_scores(routed, oracle, forced))
+        self.scores['net_score'] = net_score(self.scores['average_miou'],
+                                             self.cost.kept_params[size - 1],
+                                             self.cost.macs)
 
     def to_document(self) -> Dict[str, Any]:
         """The content of ``results.json``."""
@@ -215,18 +209,18 @@ class StreamResults:
             schema=SCHEMA_VERSION,
             stream=self.stream,
             method=self.method,
+            setting=dict(self.setting),
             seed=self.seed,
             tasks=list(self.tasks),
             miou=schema.write_numbers(self.miou),
             class_iou=schema.write_numbers(self.class_iou),
             gate=dict(
                 accuracy=schema.write_numbers(self.gate_accuracy),
-                confusion=schema.write_counts(self.gate_confusion)),
+                confusion=schema.write_counts(self.gate_confusion),
+                prototype_distances=schema.write_numbers(
+                    self.prototype_distances)),
             scores=schema.write_numbers(self.scores),
-            cost=dict(
-                base_params=self.base_params,
-                experts=schema.write_numbers(self.experts),
-                train_seconds=schema.write_numbers(self.train_seconds)),
+            cost=self.cost.to_document(),
             provenance=self.provenance)
 
     @classmethod
@@ -239,7 +233,9 @@ class StreamResults:
         results = cls.new(document['stream'], document['method'],
                           document['seed'], document['tasks'])
         results._read_measured(document)
-        results._read_cost(document['cost'])
+        results.cost = StreamCost.from_document(document['cost'],
+                                                results.tasks)
+        results.setting = schema.check_setting(document['setting'])
         schema.check_keys(document['provenance'], PROVENANCE_KEYS,
                           'provenance')
         results.provenance = dict(document['provenance'])
@@ -274,20 +270,15 @@ class StreamResults:
                 self.set_miou(kind, after, task, value)
             self.class_iou[kind] = schema.read_class_iou(
                 document['class_iou'][kind], self.tasks, f'class_iou.{kind}')
-        schema.check_keys(document['gate'], ('accuracy', 'confusion'), 'gate')
+        schema.check_keys(document['gate'], GATE_KEYS, 'gate')
         self.set_gate(
             schema.read_number(document['gate']['accuracy'], 'gate.accuracy'),
             schema.read_matrix(document['gate']['confusion'], size,
                                'gate.confusion'))
+        self.set_prototype_distances(
+            schema.read_matrix(document['gate']['prototype_distances'], size,
+                               'gate.prototype_distances'))
         self.scores = schema.read_scores(document['scores'], 'scores')
-
-    def _read_cost(self, cost: Any) -> None:
-        schema.check_keys(cost, ('base_params', 'experts', 'train_seconds'),
-                          'cost')
-        schema.check_type(cost['experts'], list, 'cost.experts')
-        seconds = schema.read_vector(cost['train_seconds'], len(self.tasks),
-                                     'cost.train_seconds')
-        self.set_cost(cost['base_params'], cost['experts'], seconds)
 
 
 def _unset(*shape: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 from prettytable import PrettyTable
@@ -18,7 +18,7 @@ MAX_NAME = 20
 # What each score means, in the order of the summary.
 SCORE_MEANINGS = dict(
     average_miou='%, mean over tasks at the end',
-    harmonic_mean='%, harmonic mean over tasks at the end',
+    harmonic_mean_miou='%, harmonic mean over tasks at the end',
     plasticity='%, mean over tasks, each just learned',
     backward_transfer='points, old tasks: end - just learned',
     backward_transfer_oracle='the same, routed by the true task',
@@ -27,7 +27,8 @@ SCORE_MEANINGS = dict(
     forward_transfer='%, zero-shot, just before a task is learned',
     oracle_gap='points, lost to wrong routing',
     mismatch_drop='points, lost with a wrong expert forced',
-    gate_accuracy='% of images routed to the expert of their task')
+    gate_accuracy='% of images routed to the expert of their task',
+    net_score='accuracy against size and work, dB; higher is better')
 
 
 def score_table(results: StreamResults) -> str:
@@ -112,18 +113,25 @@ def confusion_table(results: StreamResults) -> str:
 
 
 def cost_table(results: StreamResults) -> str:
-    """Parameters and bytes that each task added, and its training time."""
+    """Values and bytes that each task added, and its training time.
+
+    'KiB' is the room of the expert on disk, 'kept' counts all the values
+    that have to be kept after the task.
+    """
     table = PrettyTable([
-        'expert', 'LoRA', 'head', 'norm', 'prototypes', '% of base',
-        'KiB on disk', 'train s'
+        'expert', 'LoRA', 'head', 'norm', 'prototypes', '% of base', 'KiB',
+        'kept', 'train s'
     ],
                         align='r')
-    base = results.base_params
+    base = results.cost.base_params
     size = '-' if base is None else f'{base:,}'
-    table.title = f'Parameters per task (base: {size})'
+    macs = results.cost.macs
+    table.title = f'Parameters per task (base: {size})' + (
+        '' if macs is None else f', {macs / 1e9:.2f} GMACs an image')
     table.align['expert'] = 'l'
-    experts = {entry['task']: entry for entry in results.experts}
-    for name, seconds in zip(results.tasks, results.train_seconds):
+    experts = {entry['task']: entry for entry in results.cost.experts}
+    for name, seconds, kept in zip(results.tasks, results.cost.train_seconds,
+                                   results.cost.kept_params):
         entry = experts.get(name)
         cells: List[str] = ['-'] * 6
         if entry:
@@ -136,34 +144,46 @@ def cost_table(results: StreamResults) -> str:
                 _number(100 * added / base, 2) if base else '-',
                 f'{entry["bytes"] / 1024:,.0f}'
             ]
-        table.add_row([_short(name), *cells, _number(seconds)])
+        values = '-' if math.isnan(kept) else f'{kept / 1e6:.2f} M'
+        table.add_row([_short(name), *cells, values, _number(seconds)])
     return table.get_string()
+
+
+def summary_values(results: StreamResults) -> Dict[str, float]:
+    """The value of every score that ``SCORE_MEANINGS`` explains."""
+    size = results.num_finished_rows
+    oracle = results.miou['oracle'][:size, :size]
+    values = dict(
+        results.scores,
+        gate_accuracy=100 * results.gate_accuracy,
+        backward_transfer_oracle=formulas.backward_transfer(oracle)
+        if size else math.nan)
+    return {name: values[name] for name in SCORE_MEANINGS}
+
+
+def score_title(name: str) -> str:
+    """A score's name as it is shown."""
+    return name.replace('_', ' ').replace('miou', 'mIoU')
+
+
+def score_decimals(name: str) -> int:
+    """Decimals that a score is shown with."""
+    return 3 if name == 'stability' else 2
 
 
 def summary_table(results: StreamResults) -> str:
     """Every score of the run on a line of its own, with its meaning."""
     size = results.num_finished_rows
-    values = dict(
-        results.scores,
-        gate_accuracy=100 * results.gate_accuracy,
-        harmonic_mean=math.nan,
-        backward_transfer_oracle=math.nan)
-    if size:
-        routed, oracle = (
-            matrix[:size, :size] for matrix in results.miou.values())
-        values.update(
-            harmonic_mean=formulas.harmonic_mean_miou(routed),
-            backward_transfer_oracle=formulas.backward_transfer(oracle))
+    values = summary_values(results)
     table = PrettyTable(['score', 'value', 'meaning'], align='l')
     table.align['value'] = 'r'
     table.title = (f'{_short(results.method)} on {_short(results.stream)}, '
                    f'{size} of {len(results.tasks)} tasks, '
                    f'seed {results.seed}')
     for name, meaning in SCORE_MEANINGS.items():
-        decimals = 3 if name == 'stability' else 2
         table.add_row([
-            name.replace('_', ' ').replace('miou', 'mIoU'),
-            _number(values[name], decimals), meaning
+            score_title(name),
+            _number(values[name], score_decimals(name)), meaning
         ])
     return table.get_string()
 
@@ -247,3 +267,7 @@ def _number(value: float, decimals: int = 1) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= MAX_NAME else f'{name[:MAX_NAME - 3]}...'
+
+
+#: What is printed at the end of a run.
+CLOSING_TABLES = (score_table, confusion_table, cost_table, summary_table)

@@ -26,7 +26,7 @@ def earlier(tmp_path):
 
 def results(learned=1, rows=1):
     made = StreamResults.new('tiny', 'MILE', 0, [t.name for t in TASKS])
-    made.train_seconds[:learned] = 1.
+    made.cost.train_seconds[:learned] = 1.
     made.miou['routed'][:rows] = 50.
     return made
 
@@ -121,7 +121,7 @@ def test_results_of_a_shorter_stream_are_extended(earlier):
     old.save(earlier.results_path)
     known = earlier.read_results(results(), seed_is_set=True)
     assert known.tasks == ['day', 'night']
-    assert np.isnan(known.train_seconds).all()
+    assert np.isnan(known.cost.train_seconds).all()
 
 
 def test_missing_results_are_named(earlier):

@@ -9,7 +9,7 @@ import pytest
 
 from mmseg_mile.engine.kept_row import KeptRow
 from mmseg_mile.engine.task_evaluator import TaskScore
-from mmseg_mile.evaluation import DomainIoU
+from mmseg_mile.evaluation import DomainIoU, RoutedImage
 from mmseg_mile.structures import Task
 
 TASK = Task('day', ('road', 'car'), ((0, 0, 0), ) * 2, {}, {})
@@ -22,7 +22,9 @@ def never(task):
 def evaluate(task):
     counts = DomainIoU(task.classes)
     counts.update(np.array([[0, 1]]), ('road', 'bus'), np.array([[0, 1]]))
-    return TaskScore(counts, None, Counter(night=1))
+    line = RoutedImage(
+        'night', 'day', 'CamVidDataset', 'a.png', distances=dict(night=1 / 3))
+    return TaskScore(counts, None, Counter(night=1), images=[line])
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ def test_kept_score_is_not_evaluated_again(row):
     score = KeptRow(row.folder, 'night').score(TASK, never)
     assert score.to_document() == evaluate(TASK).to_document()
     assert score.routed.miou() == 50
+    assert score.images == evaluate(TASK).images
 
 
 def test_score_of_another_row_is_not_taken(row):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmseg_mile.evaluation.atomic_json import (format_json, read_json,
-                                               write_json)
+                                               write_json, write_text)
 
 
 def test_written_value_is_read_back(tmp_path: Path) -> None:
@@ -46,6 +46,24 @@ def test_value_that_json_lacks_leaves_the_old_file(tmp_path: Path) -> None:
         write_json(path, {'new': float('inf')})
 
     assert read_json(path) == {'old': 1}
+
+
+def test_text_is_written_as_it_is(tmp_path: Path) -> None:
+    write_text(tmp_path / 'new' / 'a.txt', 'dusk \u2713\n')
+
+    assert (tmp_path / 'new' / 'a.txt').read_bytes() == 'dusk ✓\n'.encode()
+    assert [p.name for p in (tmp_path / 'new').iterdir()] == ['a.txt']
+
+
+def test_text_that_cannot_be_encoded_leaves_the_old_file(
+        tmp_path: Path) -> None:
+    write_text(tmp_path / 'a.txt', 'old')
+
+    with pytest.raises(ValueError):
+        write_text(tmp_path / 'a.txt', 'new \udcff')
+
+    assert (tmp_path / 'a.txt').read_text() == 'old'
+    assert [p.name for p in tmp_path.iterdir()] == ['a.txt']
 
 
 @pytest.mark.parametrize('step', ['fsync', 'replace'])

@@ -174,4 +174,5 @@ def test_all_scores_are_the_single_ones() -> None:
         stability=stability(THREE),
         plasticity=plasticity(THREE),
         oracle_gap=1,
-        mismatch_drop=mismatch_drop(oracle[-1], forced))
+        mismatch_drop=mismatch_drop(oracle[-1], forced),
+        harmonic_mean_miou=harmonic_mean_miou(THREE))

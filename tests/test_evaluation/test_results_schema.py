@@ -2,9 +2,13 @@
 import numpy as np
 import pytest
 
-from mmseg_mile.evaluation.results_schema import (check_keys, check_tasks,
-                                                  check_type, read_matrix,
+# yapf: disable
+from mmseg_mile.evaluation.results_schema import (check_keys, check_setting,
+                                                  check_tasks, check_type,
+                                                  check_version, read_matrix,
                                                   write_counts, write_numbers)
+
+# yapf: enable
 
 
 def test_missing_and_unknown_keys_are_listed() -> None:
@@ -37,6 +41,44 @@ def test_matrix_reads_null_as_nan() -> None:
 def test_wrong_cell_is_named() -> None:
     with pytest.raises(ValueError, match=r'm\[1\]\[0\] must be a number'):
         read_matrix([[1, 2], ['x', 3]], 2, 'm')
+
+
+@pytest.mark.parametrize('value', [10**400, float('inf'), -float('inf')])
+def test_number_without_end_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r'm\[0\]\[0\] must be finite'):
+        read_matrix([[value]], 1, 'm')
+
+
+def test_results_of_the_first_schema_say_what_to_do() -> None:
+    with pytest.raises(
+            ValueError, match="'schema' must be 2, got 1.*another --work-dir"):
+        check_version({'schema': 1})
+
+
+@pytest.mark.parametrize('document', [None, [], {}, {'tasks': []}])
+def test_other_json_is_no_results_file(document: object) -> None:
+    with pytest.raises(ValueError, match='no results file of a stream'):
+        check_version(document)
+
+
+@pytest.mark.parametrize('images', ['none', 'buffer', 'all'])
+def test_setting_is_a_label_and_old_images(images: str) -> None:
+    setting = dict(task_label_at_test=True, old_images=images)
+
+    assert check_setting(setting) == setting
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(task_label_at_test=1), 'setting.task_label_at_test must be of type'),
+    (dict(old_images='some'), "setting.old_images must be one of .*'some'"),
+    (dict(old_images=[]), 'setting.old_images must be one of'),
+    (dict(colour=1), 'setting must have .*colour'),
+])
+def test_wrong_setting_is_named(change: dict, message: str) -> None:
+    setting = dict(task_label_at_test=False, old_images='none')
+
+    with pytest.raises(ValueError, match=message):
+        check_setting(dict(setting, **change))
 
 
 def test_numbers_are_cut_to_four_decimals() -> None:

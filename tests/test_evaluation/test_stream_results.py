@@ -38,7 +38,11 @@ def results() -> StreamResults:
     fill(results, 'oracle', ORACLE)
     results.set_gate(0.95, [[9, 1], [0, 10]])
     results.set_class_iou('routed', 'day', {'road': 90.5, 'sky': math.nan})
-    results.set_cost(100, [expert_cost(task) for task in TASKS], [7.5, 8])
+    results.set_prototype_distances([[0, 3], [4, 0]])
+    results.cost.base_params, results.cost.macs = 100, 10**9
+    results.cost.set_experts([expert_cost(task) for task in TASKS], TASKS)
+    for index, seconds in enumerate((7.5, 8)):
+        results.cost.set_task(index, seconds, 4 * 10**6 + index, 2048)
     results.set_provenance('abc', {'torch': '2.13'}, 'c.py', 'cpu')
     results.compute_scores(forced=[[60, 30], [20, 71]])
     return results
@@ -48,17 +52,22 @@ def test_document_has_the_keys_of_the_schema(results: StreamResults) -> None:
     document = results.to_document()
 
     assert list(document) == [
-        'schema', 'stream', 'method', 'seed', 'tasks', 'miou', 'class_iou',
-        'gate', 'scores', 'cost', 'provenance'
+        'schema', 'stream', 'method', 'setting', 'seed', 'tasks', 'miou',
+        'class_iou', 'gate', 'scores', 'cost', 'provenance'
     ]
     assert list(document['miou']) == ['routed', 'oracle']
-    assert list(document['gate']) == ['accuracy', 'confusion']
+    assert list(
+        document['gate']) == ['accuracy', 'confusion', 'prototype_distances']
+    assert list(document['setting']) == ['task_label_at_test', 'old_images']
     assert list(document['scores']) == [
         'average_miou', 'backward_transfer', 'forward_transfer', 'forgetting',
-        'stability', 'plasticity', 'oracle_gap', 'mismatch_drop'
+        'stability', 'plasticity', 'oracle_gap', 'mismatch_drop',
+        'harmonic_mean_miou', 'net_score'
     ]
-    assert list(
-        document['cost']) == ['base_params', 'experts', 'train_seconds']
+    assert list(document['cost']) == [
+        'base_params', 'experts', 'train_seconds', 'kept_params', 'kept_bytes',
+        'macs'
+    ]
     assert list(document['cost']['experts'][0]) == [
         'task', 'lora_params', 'head_params', 'norm_params',
         'prototype_values', 'bytes'
@@ -119,7 +128,9 @@ def test_scores_by_hand(results: StreamResults) -> None:
             stability=50 / 60,
             plasticity=65,
             oracle_gap=(8 + 1) / 2,
-            mismatch_drop=((58 - 30) + (71 - 20)) / 2))
+            mismatch_drop=((58 - 30) + (71 - 20)) / 2,
+            harmonic_mean_miou=2 / (1 / 50 + 1 / 70),
+            net_score=20 * math.log10(60**2 / 4.000001**0.5)))
 
 
 def test_scores_use_only_finished_rows() -> None:
@@ -183,7 +194,7 @@ def test_extend_keeps_what_was_measured(results: StreamResults) -> None:
     np.testing.assert_array_equal(results.miou['routed'][:2, :2], ROUTED)
     assert np.isnan(results.miou['routed'][2]).all()
     assert results.gate_confusion[0].tolist()[:2] == [9, 1]
-    assert len(results.train_seconds) == 3
+    assert len(results.cost.train_seconds) == 3
     StreamResults.from_document(results.to_document())
 
 
@@ -242,7 +253,7 @@ def test_cost_with_a_missing_key_is_refused(results: StreamResults) -> None:
     del cost['bytes']
 
     with pytest.raises(ValueError, match=r"cost.experts\[0\].*'bytes'"):
-        results.set_cost(1, [cost], [])
+        results.cost.set_experts([cost], TASKS)
 
 
 def set_in(document: Dict[str, Any], path: str, value: Any) -> None:
@@ -253,7 +264,7 @@ def set_in(document: Dict[str, Any], path: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize('path, value, message', [
-    ('schema', 2, "'schema' must be 1, got 2"),
+    ('schema', 1, "'schema' must be 2, got 1"),
     ('seed', '3', 'seed must be of type int'),
     ('stream', None, 'stream must be of type str'),
     ('tasks', ['day', 'day'], 'tasks must be a list'),
@@ -296,8 +307,8 @@ def test_wrong_field_is_named_with_the_file(results: StreamResults,
 
 
 @pytest.mark.parametrize('key', [
-    'schema', 'stream', 'method', 'seed', 'tasks', 'miou', 'class_iou', 'gate',
-    'scores', 'cost', 'provenance'
+    'schema', 'stream', 'method', 'setting', 'seed', 'tasks', 'miou',
+    'class_iou', 'gate', 'scores', 'cost', 'provenance'
 ])
 def test_missing_field_is_named(results: StreamResults, key: str) -> None:
     document = results.to_document()
@@ -308,7 +319,7 @@ def test_missing_field_is_named(results: StreamResults, key: str) -> None:
 
 
 def test_broken_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / 'results.json').write_text('{"schema": 1, "stre')
+    (tmp_path / 'results.json').write_text('{"schema": 2, "stre')
 
     with pytest.raises(ValueError, match='results.json is not valid JSON'):
         StreamResults.load(tmp_path / 'results.json')

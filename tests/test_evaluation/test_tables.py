@@ -29,7 +29,8 @@ def make_results(tasks: List[str]) -> StreamResults:
     counts = np.eye(size) * 30
     counts[-1, 0] = 10
     results.set_gate(np.trace(counts) / counts.sum(), counts)
-    results.set_cost(1000, [
+    results.cost.base_params = 1000
+    results.cost.set_experts([
         dict(
             task=name,
             lora_params=40,
@@ -37,7 +38,9 @@ def make_results(tasks: List[str]) -> StreamResults:
             norm_params=5,
             prototype_values=1234,
             bytes=2048) for name in tasks
-    ], [7.25] * size)
+    ], tasks)
+    for index in range(size):
+        results.cost.set_task(index, 7.25, 2e6, 8e6)
     results.compute_scores()
     return results
 
@@ -112,15 +115,16 @@ def test_unmeasured_gate_is_said(results: StreamResults) -> None:
 
 def test_cost_table_compares_with_the_base(results: StreamResults) -> None:
     assert cells(cost_table(results), 'dusk') == [
-        'dusk', '40', '30', '5', '1,234', '7.50', '2', '7.2'
+        'dusk', '40', '30', '5', '1,234', '7.50', '2', '2.00 M', '7.2'
     ]
 
 
 def test_cost_table_without_experts_keeps_the_time(
         results: StreamResults) -> None:
-    results.set_cost(None, [], [3.0])
+    results.cost.set_experts([], [])
 
-    assert cells(cost_table(results), 'day') == ['day', *'------', '3.0']
+    assert cells(cost_table(results),
+                 'day') == ['day', *'------', '2.00 M', '7.2']
 
 
 def test_summary_shows_scores(results: StreamResults) -> None:

@@ -2,5 +2,6 @@
 """Hooks of the incremental loop."""
 from .finite_loss_hook import FiniteLossHook
 from .stream_progress_hook import StreamProgressHook
+from .stream_scalars_hook import StreamScalarsHook
 
-__all__ = ['FiniteLossHook', 'StreamProgressHook']
+__all__ = ['FiniteLossHook', 'StreamProgressHook', 'StreamScalarsHook']

@@ -43,7 +43,10 @@ class StreamProgressHook(Hook):
         """Note how far a task is that was interrupted."""
         self._started, self._earlier = time.perf_counter(), runner.iter
 
-    def after_stream_row(self, runner: Runner, seconds: float) -> None:
+    def after_stream_row(self,
+                         runner: Runner,
+                         seconds: float,
+                         results: Any = None) -> None:
         """Note how long an evaluation row took."""
         self._row_seconds = seconds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -16,13 +17,18 @@ from mmseg.registry import LOOPS
 from mmseg_mile.evaluation import StreamResults, cross_expert_table, tables
 from mmseg_mile.models import ContinualSegmentor
 from mmseg_mile.structures import Task
+from ..adopted_experts import AdoptedExperts
+from ..complexity import count_macs
 from ..cross_scores import CrossScores
 from ..earlier_run import EarlierRun
 from ..hooks import FiniteLossHook, StreamProgressHook
 from ..kept_row import KeptRow
 from ..provenance import config_text, provenance
+from ..rehearsal import check_rehearses
+from ..row_results import enter_cost, enter_row, setting_of
+from ..task_config import in_order
 from ..task_data import TaskData
-from ..task_evaluator import TaskScore, evaluate_forced, evaluate_task
+from ..task_evaluator import TaskScore, evaluate_task
 from ..task_snapshot import TaskSnapshot
 from .stream_checks import check_interval, check_runner, check_schedule
 from .task_training import bare_model, train_task
@@ -62,28 +68,36 @@ class IncrementalTaskLoop(BaseLoop):
         changed_settings (Sequence[str]): Dotted names of settings that may
             differ from those of the run that is resumed, such as
             'optim_wrapper'. Defaults to ().
+        order (Sequence[str], optional): Names of all tasks in the order in
+            which they are learned. Defaults to None: as listed.
+        experts_from (str, optional): Work dir of a finished run whose
+            experts are taken over instead of trained, see
+            :class:`AdoptedExperts`. Defaults to None.
+        rehearsal (dict, optional): Images of other tasks that are trained
+            beside a task's own, see :class:`Rehearsal`. Defaults to None.
 
     Raises:
         ValueError: If the model, a task, or a result to resume from does
             not fit.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: Dict[str, Any],
-        tasks: Sequence[Dict[str, Any]],
-        max_iters: int,
-        stream: str,
-        method: Optional[str] = None,
-        data_root: str = 'data/',
-        val_dataloader: Optional[Dict[str, Any]] = None,
-        max_prototype_images: int = 1000,
-        cross_experts: bool = True,
-        num_checked: int = 16,
-        checkpoint_interval: int = 200,
-        changed_settings: Sequence[str] = ()
-    ) -> None:
+    def __init__(self,
+                 runner: Runner,
+                 dataloader: Dict[str, Any],
+                 tasks: Sequence[Dict[str, Any]],
+                 max_iters: int,
+                 stream: str,
+                 method: Optional[str] = None,
+                 data_root: str = 'data/',
+                 val_dataloader: Optional[Dict[str, Any]] = None,
+                 max_prototype_images: int = 1000,
+                 cross_experts: bool = True,
+                 num_checked: int = 16,
+                 checkpoint_interval: int = 200,
+                 changed_settings: Sequence[str] = (),
+                 order: Optional[Sequence[str]] = None,
+                 experts_from: Optional[str] = None,
+                 rehearsal: Optional[Dict[str, Any]] = None) -> None:
         # denormal numbers make a CPU crawl and change no result that counts
         torch.set_flush_denormal(True)
         self._runner = runner
@@ -100,8 +114,16 @@ class IncrementalTaskLoop(BaseLoop):
                 'train_dataloader': dataloader,
                 'train_cfg.val_dataloader': self.val_dataloader
             })
-        self.data = TaskData(tasks, data_root, max_iters, num_checked)
+        self.data_root = data_root
+        self.rehearsal = rehearsal
+        check_rehearses(self.model, rehearsal)
+        self.data = TaskData(
+            in_order(tasks, order), data_root, max_iters, num_checked)
+        if rehearsal is not None:
+            self.data.rehearse(rehearsal, runner.seed)
         self.tasks: List[Task] = self.data.tasks
+        self.adopted = None if experts_from is None else AdoptedExperts(
+            experts_from, self.model, self.tasks)
         self.model.check_stream(self.tasks)
         check_schedule(runner.cfg.get('param_scheduler'), self.tasks)
         self.work_dir = Path(runner.work_dir)
@@ -109,6 +131,7 @@ class IncrementalTaskLoop(BaseLoop):
         self.results = StreamResults.new(stream, method or self.model.METHOD,
                                          runner.seed,
                                          [t.name for t in self.tasks])
+        self.results.setting = setting_of(self.model, rehearsal)
         self.digests: Dict[str, Dict[str, str]] = {}
         # what runner.train() asks of a loop before it starts
         self.iter, self.epoch = 0, 0
@@ -121,7 +144,7 @@ class IncrementalTaskLoop(BaseLoop):
         """Learn the stream; finished steps of an earlier run are kept."""
         loaded = self.restore()
         for index, task in enumerate(self.tasks):
-            if np.isnan(self.results.train_seconds[index]):
+            if not self.results.cost.is_learned[index]:
                 self.learn(index, task)
             elif index >= loaded:
                 self.model.load_tasks([task], self.earlier.library)
@@ -137,13 +160,14 @@ class IncrementalTaskLoop(BaseLoop):
             int: Tasks that the model has taken up: those with a full row.
 
         Raises:
-            ValueError: If there is something but no ``--resume``, or it is
-                of another stream, method, seed or config.
+            ValueError: If that is of another config, or without ``--resume``.
         """
         self.earlier.require_resume(bool(self.runner.cfg.get('resume')))
         has_results = self.earlier.results_path.exists()
         if has_results:
             self._read_results(self.earlier)
+        if self.adopted:
+            self.adopted.open(self.results)
         self.earlier.settle(self.runner, self.changed_settings)
         self.earlier.tidy(self.tasks, self.results)
         self.earlier.check_library()
@@ -166,12 +190,13 @@ class IncrementalTaskLoop(BaseLoop):
 
     def _read_results(self, earlier: EarlierRun) -> None:
         randomness = self.runner.cfg.get('randomness', {})
-        self.results = earlier.read_results(
-            self.results, seed_is_set=randomness.get('seed') is not None)
+        self.results = earlier.read_results(self.results,
+                                            randomness.get('seed') is not None,
+                                            self.rehearsal)
         self.digests = earlier.read_digests()
 
     def _load_tasks(self, earlier: EarlierRun, at_most: int) -> int:
-        learned = int((~np.isnan(self.results.train_seconds)).sum())
+        learned = int(self.results.cost.is_learned.sum())
         loaded = min(learned, at_most)
         self.model.load_tasks(self.tasks[:loaded], earlier.library)
         self.runner.logger.info(
@@ -185,11 +210,14 @@ class IncrementalTaskLoop(BaseLoop):
         runner.logger.info(f'task {index + 1} of {len(self.tasks)}: '
                            f'{task.name}, {task.num_classes} classes, '
                            f'{task.max_iters} iterations')
-        seed = self.results.seed + index
         # the same start for a task whether or not the run was interrupted
+        seed = self.results.seed + index
         set_random_seed(seed)
         images = self.data.prototype_loader(runner, task, self.val_dataloader,
                                             self.max_prototype_images)
+        if self.adopted:
+            self._keep(index, task, self.adopted.take(index, images))
+            return
         self.model.begin_task(task, images)
         runner.call_hook('before_stream_task', tasks=self.tasks, index=index)
         folder = self.earlier.task_folder(index, task)
@@ -209,71 +237,49 @@ class IncrementalTaskLoop(BaseLoop):
         self.runner.call_hook('before_stream_row', task_index=index)
         after = self.tasks[index].name
         kept = KeptRow(self.earlier.row_folder, after)
-        scores = [kept.score(task, self._evaluate) for task in self.tasks]
-        self._enter_row(index, scores)
-        self.earlier.save(self.results, self.digests)
+        score = partial(self._evaluate, after)
+        scores = [kept.score(task, score) for task in self.tasks]
+        self.digests[after] = enter_row(self.results, index, self.tasks,
+                                        scores, self.model.gate)
+        self.earlier.save(self.results, self.digests,
+                          {after: [i for s in scores for i in s.images]})
         kept.discard()
         self.runner.call_hook(
-            'after_stream_row', seconds=time.perf_counter() - started)
+            'after_stream_row',
+            seconds=time.perf_counter() - started,
+            results=self.results)
         self.runner.logger.info(f'after {after}:\n' +
                                 tables.row_table(self.results, index))
 
     def finish(self) -> None:
         """Cross-expert scores, closing tables, pictures."""
         forced = self._force_experts() if self.cross_experts else None
+        if self.results.cost.macs is None:
+            task = self.tasks[-1]
+            self.results.cost.macs = count_macs(self.model, task,
+                                                self._val_loader(task))
         self.results.compute_scores(forced)
         self.earlier.save(self.results, self.digests)
-        for table in (tables.score_table, tables.confusion_table,
-                      tables.cost_table, tables.summary_table):
+        for table in tables.CLOSING_TABLES:
             self.runner.logger.info('\n' + table(self.results))
         self.runner.call_hook('after_stream', results=self.results)
 
-    def _evaluate(self, task: Task) -> TaskScore:
-        loader = self.data.val_loader(self.runner, task, self.val_dataloader)
-        return evaluate_task(self.runner, self.model, task, loader)
+    def _val_loader(self, task: Task) -> Any:
+        return self.data.val_loader(self.runner, task, self.val_dataloader)
 
-    def _enter_row(self, index: int, scores: List[TaskScore]) -> None:
-        for column, score in enumerate(scores):
-            self.results.set_miou('routed', index, column, score.routed.miou())
-            if score.oracle is not None:
-                self.results.set_miou('oracle', index, column,
-                                      score.oracle.miou())
-        self.digests[self.tasks[index].name] = {
-            t.name: s.digest
-            for t, s in zip(self.tasks, scores) if s.digest
-        }
-        self._set_gate(scores[:index + 1])
-        for task, score in zip(self.tasks[:index + 1], scores):
-            self.results.set_class_iou('routed', task.name,
-                                       score.routed.class_iou())
-            if score.oracle is not None:
-                self.results.set_class_iou('oracle', task.name,
-                                           score.oracle.class_iou())
-        self.results.compute_scores()
-
-    def _set_gate(self, scores: List[TaskScore]) -> None:
-        names = [t.name for t in self.tasks[:len(scores)]]
-        confusion = [[s.chosen[n] for n in names] for s in scores]
-        total = np.sum(confusion)
-        if total:
-            self.results.set_gate(
-                float(np.trace(confusion) / total), confusion)
+    def _evaluate(self, after: str, task: Task) -> TaskScore:
+        return evaluate_task(self.runner, self.model, task,
+                             self._val_loader(task), self.data_root, after)
 
     def _force_experts(self) -> Optional[np.ndarray]:
         """mIoU of every task with every expert."""
-        names = list(self.model.expert_names)
+        names = self.model.expert_names
         if len(names) < 2:
             return None
-        tasks = {task.name: task for task in self.tasks}
-
-        def forced(task: str, expert: str) -> float:
-            loader = self.data.val_loader(self.runner, tasks[task],
-                                          self.val_dataloader)
-            return evaluate_forced(self.model, tasks[task], loader, expert)
-
         own = self.results.miou['oracle'][len(names) - 1, :len(names)]
         matrix = CrossScores(self.earlier.cross_path, names,
-                             self.digests[names[-1]]).fill(forced, own)
+                             self.digests[names[-1]]).fill_forced(
+                                 self.model, self.tasks, self._val_loader, own)
         self.runner.logger.info('\n' + cross_expert_table(names, matrix))
         return matrix
 
@@ -288,11 +294,7 @@ class IncrementalTaskLoop(BaseLoop):
                     seed=self.results.seed,
                     max_iters=task.max_iters,
                     train_dataset=str(task.train_dataset)))
-        times = self.results.train_seconds.copy()
-        times[index] = seconds
-        base = sum(p.numel() for p in self.model.backbone.parameters())
-        # the files are there once the main process has written them
-        costs = self.model.expert_costs(library) if is_main_process() else []
-        self.results.set_cost(base, costs, times)
+        enter_cost(self.results, index, seconds, self.model, library,
+                   self.data.kept_bytes(index))
         self.results.set_provenance(**origin)
         self.earlier.save(self.results, self.digests)

@@ -50,7 +50,8 @@ def train_task(runner: Runner, loader: DataLoader, max_iters: int,
         config = copy.deepcopy(runner.cfg)
         # scale_lr refuses to run beside the schedulers of the last task
         runner.param_schedulers = None
-        runner.optim_wrapper = runner.build_optim_wrapper(config.optim_wrapper)
+        runner.optim_wrapper = runner.build_optim_wrapper(
+            model.optim_wrapper_config(config.optim_wrapper))
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if config.get('param_scheduler') is not None:
             runner.param_schedulers = runner.build_param_scheduler(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
@@ -57,7 +56,7 @@ class ExpertTaskLoop(IncrementalTaskLoop):
         """Learn the task, unless an earlier process has."""
         job, task = self.job, self.tasks[self.job.index]
         self.restore()
-        if not np.isnan(self.results.train_seconds[job.index]):
+        if self.results.cost.is_learned[job.index]:
             return self.runner.model
         model = self.model
         assert isinstance(model, ExpertSegmentor)
@@ -84,7 +83,7 @@ def learn_expert(job: ExpertJob) -> float:
     runner = Runner.from_cfg(cfg)
     loop = stream_loop(ExpertTaskLoop, runner, job=job, num_checked=0)
     runner.train()
-    return float(loop.results.train_seconds[job.index])
+    return float(loop.results.cost.train_seconds[job.index])
 
 
 def stream_loop(kind: Any, runner: Runner,

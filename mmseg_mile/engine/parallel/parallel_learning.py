@@ -18,12 +18,13 @@ from mmseg_mile.evaluation import StreamResults
 from mmseg_mile.experts import ExpertStore
 from mmseg_mile.models import BaseGate, ExpertSegmentor
 from mmseg_mile.models.segmentors.embedding import embed_images
+from mmseg_mile.models.segmentors.task_start import start_of
 from mmseg_mile.structures import Task
 from ..earlier_run import EarlierRun
 from ..loops import IncrementalTaskLoop
 from .executors import TaskExecutor
 from .expert_job import ExpertJob, learn_expert, stream_loop
-from .task_graph import run_graph, start_of
+from .task_graph import run_graph
 
 
 class ParallelTaskLoop(IncrementalTaskLoop):
@@ -42,7 +43,7 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         **kwargs: As in :class:`IncrementalTaskLoop`.
 
     Raises:
-        ValueError: If the method has no experts.
+        ValueError: If the method has no experts, or takes them over.
     """
 
     model: ExpertSegmentor
@@ -56,6 +57,11 @@ class ParallelTaskLoop(IncrementalTaskLoop):
                 'base: what it learns of a task depends on all tasks before '
                 'it, so tasks cannot be learned at the same time. Use '
                 'tools/train.py, or an ExpertSegmentor.')
+        if self.adopted:
+            raise ValueError(
+                'train_cfg.experts_from takes experts over, which leaves '
+                'nothing to learn at the same time: use tools/train.py, or '
+                'leave it out')
         self.executor = executor
         self.num_workers = num_workers
         self._gate: BaseGate = TASK_UTILS.build(self.runner.cfg.model.gate)
@@ -64,7 +70,7 @@ class ParallelTaskLoop(IncrementalTaskLoop):
     def run(self) -> nn.Module:
         """Learn what is not learned yet."""
         loaded = self.restore()
-        learned = int((~np.isnan(self.results.train_seconds)).sum())
+        learned = int(self.results.cost.is_learned.sum())
         self.model.load_tasks(self.tasks[loaded:learned], self.earlier.library)
         if not learned:
             learned = self._settle_base()
@@ -128,7 +134,7 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         for index in range(learned, len(self.tasks)):
             path = self._job(index).results_path
             if path.exists():
-                seconds = StreamResults.load(path).train_seconds[index]
+                seconds = StreamResults.load(path).cost.train_seconds[index]
                 if not np.isnan(seconds):
                     found[self.tasks[index].name] = float(seconds)
         return found

@@ -5,30 +5,6 @@ from __future__ import annotations
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
-from mmseg_mile.structures import Task
-
-
-def start_of(task: Task, default: str, known: Sequence[str],
-             nearest: Callable[[], str]) -> Optional[str]:
-    """The expert that a task starts from when tasks come one by one.
-
-    Args:
-        task (Task): The task.
-        default (str): For a task that names no ``init_from``: 'base',
-            'previous', 'nearest' or an earlier task.
-        known (Sequence[str]): The tasks before it, in order.
-        nearest (Callable): Gives the nearest of those.
-
-    Returns:
-        str | None: Name of an earlier task, or None for the base.
-    """
-    start = task.init_from or default
-    if not known or start == 'base':
-        return None
-    if start == 'previous':
-        return known[-1]
-    return nearest() if start == 'nearest' else start
-
 
 def run_graph(starts: Mapping[str, Optional[str]], finished: Sequence[str],
               submit: Callable[[str], 'Future[Any]'],

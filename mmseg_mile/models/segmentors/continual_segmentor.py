@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmseg.models import EncoderDecoder
 from mmseg_mile.structures import Task
+from ..gates import BaseGate
 from .batch_decoding import Decoder, decode_batch
 from .predicted_samples import PredictedSamples
 from .task_head import build_head, head_config, trainable_norms
@@ -50,6 +51,13 @@ class ContinualSegmentor(EncoderDecoder):
 
     #: Name of the method in results and tables.
     METHOD = ''
+    #: Whether images come with their true task when they are predicted.
+    needs_task_label = False
+    #: Values of ``train_cfg.rehearsal.tasks`` that it can learn from; None
+    #: is to see the images of one task at a time.
+    rehearses: Tuple[Optional[str], ...] = (None, )
+    #: Chooses among experts; None for methods without.
+    gate: Optional[BaseGate] = None
 
     def __init__(self,
                  backbone: Dict[str, Any],
@@ -131,6 +139,40 @@ class ContinualSegmentor(EncoderDecoder):
     def expert_costs(self, folder: Path) -> List[Dict[str, Any]]:
         """Size of each expert as in ``results.json``; [] without experts."""
         return []
+
+    def kept_cost(self, folder: Path) -> Dict[str, int]:
+        """What must be kept to predict, and to go on learning.
+
+        Args:
+            folder (Path): The library, with the tasks learned so far.
+
+        Returns:
+            dict[str, int]: ``params``, values of weights, statistics and
+            prototypes, and ``bytes``, of what holds them.
+        """
+        experts = self.expert_costs(folder)
+        module: nn.Module = self.backbone if experts else self
+        held = module.state_dict().values()
+        counted = ('lora_params', 'head_params', 'norm_params',
+                   'prototype_values')
+        return dict(
+            params=sum(v.numel() for v in held) + sum(expert[key]
+                                                      for expert in experts
+                                                      for key in counted),
+            bytes=sum(v.numel() * v.element_size()
+                      for v in held) + sum(expert['bytes']
+                                           for expert in experts))
+
+    def optim_wrapper_config(self, config: Dict[str, Any]) -> Dict[str, Any]:
+        """The optimizer's config for the task that has begun.
+
+        Args:
+            config (dict): A copy of the config's ``optim_wrapper``.
+
+        Returns:
+            dict: The same, unless a method's rates depend on the task.
+        """
+        return config
 
     # -- shared by the methods -------------------------------------------
 

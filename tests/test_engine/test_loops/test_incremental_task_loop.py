@@ -128,10 +128,9 @@ def test_only_wrongly_routed_images_are_predicted_twice(stream_run):
 
 
 def test_gate_tells_the_domains_apart(document):
-    assert document['gate'] == {
-        'accuracy': 1.0,
-        'confusion': (NUM_VAL * np.eye(3, dtype=int)).tolist()
-    }
+    assert document['gate']['accuracy'] == 1.0
+    assert document['gate']['confusion'] == (NUM_VAL *
+                                             np.eye(3, dtype=int)).tolist()
 
 
 def test_all_tasks_have_a_routed_score_in_every_row(miou):

@@ -9,7 +9,7 @@ import pytest
 from mmengine.hooks import Hook
 from run_comparison import differences, library_tensors, results_of
 
-from mmseg_mile.engine.loops import incremental_task_loop
+from mmseg_mile.engine import cross_scores
 from mmseg_mile.engine.task_snapshot import TaskSnapshot
 from mmseg_mile.experts import ExpertStore
 from mmseg_mile.models import ExpertSegmentor, PrototypeGate
@@ -67,7 +67,8 @@ class Images(Hook):
     def before_stream_row(self, runner, task_index):
         self.row = task_index
 
-    def after_stream_val_iter(self, runner, task, data_samples):
+    def after_stream_val_iter(self, runner, task, data_samples,
+                              oracle_samples):
         self.seen[self.row, task.name] += len(data_samples)
         if (self.row, task.name, self.seen[self.row, task.name]) == self.stop:
             raise KeyboardInterrupt
@@ -91,8 +92,7 @@ MOMENTS = {
     'last image of a row': Images((1, 'infrared', 3)),
     'inside the last task': Iterations(('infrared', 4)),
     'prototypes of the last task': Count(PrototypeGate, 'fit'),
-    'cross-expert pass': Count(
-        incremental_task_loop, 'evaluate_forced', call=3),
+    'cross-expert pass': Count(cross_scores, 'evaluate_forced', call=3),
 }  # yapf: disable
 
 
@@ -141,7 +141,7 @@ def test_only_an_unfinished_evaluation_is_repeated(parts):
 
 def test_training_time_adds_up(parts):
     results = parts[0].runner.train_loop.results
-    assert (results.train_seconds > 0).all()
+    assert (results.cost.train_seconds > 0).all()
 
 
 # -- workers ------------------------------------------------------------------

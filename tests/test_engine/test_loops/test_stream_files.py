@@ -40,17 +40,22 @@ def iou_by_name(predicted, truth, name):
 
 def test_results_have_exactly_the_agreed_fields(document):
     assert set(document) == {
-        'schema', 'stream', 'method', 'seed', 'tasks', 'miou', 'class_iou',
-        'gate', 'scores', 'cost', 'provenance'
+        'schema', 'stream', 'method', 'setting', 'seed', 'tasks', 'miou',
+        'class_iou', 'gate', 'scores', 'cost', 'provenance'
     }
     assert set(document['miou']) == {'routed', 'oracle'}
     assert set(document['class_iou']) == {'routed', 'oracle'}
-    assert set(document['gate']) == {'accuracy', 'confusion'}
+    assert set(
+        document['gate']) == {'accuracy', 'confusion', 'prototype_distances'}
     assert set(document['scores']) == {
         'average_miou', 'backward_transfer', 'forward_transfer', 'forgetting',
-        'stability', 'plasticity', 'oracle_gap', 'mismatch_drop'
+        'stability', 'plasticity', 'oracle_gap', 'mismatch_drop',
+        'harmonic_mean_miou', 'net_score'
     }
-    assert set(document['cost']) == {'base_params', 'experts', 'train_seconds'}
+    assert set(document['cost']) == {
+        'base_params', 'experts', 'train_seconds', 'kept_params', 'kept_bytes',
+        'macs'
+    }
     assert set(
         document['provenance']) == {'commit', 'versions', 'config', 'device'}
 
@@ -61,7 +66,7 @@ def test_results_name_the_run(document):
         for key in ('schema', 'stream', 'method', 'seed', 'tasks')
     }
     assert head == {
-        'schema': 1,
+        'schema': 2,
         'stream': 'tiny',
         'method': 'MILE',
         'seed': 3,

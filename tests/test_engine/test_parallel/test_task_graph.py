@@ -6,30 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from mmseg_mile.engine.parallel.task_graph import run_graph, start_of
-from mmseg_mile.structures import Task
-
-
-def task(init_from=None):
-    return Task('new', ('road', ), ((0, 0, 0), ), {}, {}, 1, init_from)
-
-
-@pytest.mark.parametrize('own, default, expected', [
-    (None, 'base', None),
-    (None, 'previous', 'b'),
-    (None, 'nearest', 'near'),
-    (None, 'a', 'a'),
-    ('base', 'previous', None),
-    ('a', 'nearest', 'a'),
-])
-def test_start_is_that_of_the_task_or_else_of_the_method(
-        own, default, expected):
-    assert start_of(task(own), default, ['a', 'b'], lambda: 'near') == expected
-
-
-@pytest.mark.parametrize('start', ['base', 'previous', 'nearest'])
-def test_first_task_starts_from_the_base(start):
-    assert start_of(task(), start, [], lambda: 1 / 0) is None
+from mmseg_mile.engine.parallel.task_graph import run_graph
 
 
 class Engine:
