@@ -26,9 +26,13 @@ def later_stage_pattern(config: ConfigDict, settings: Settings) -> str:
         str: A regular expression over full names.
 
     Raises:
-        ValueError: If every target lies in the first stage.
+        ValueError: If there is no target, or each lies in the first stage.
     """
     backbone = build_expert_segmentor(config, settings).backbone
+    if not backbone.targets:
+        raise ValueError('model.backbone.lora is None: there is no adapter '
+                         'whose training could be timed, give a config that '
+                         'has one')
     names = later_stage_targets(backbone.backbone, backbone.targets)
     if not names:
         raise ValueError('backbone has no adapter behind its first output: '

@@ -43,7 +43,13 @@ def peft_config(backbone: nn.Module, targets: Sequence[str],
         targets (Sequence[str]): Layers that ours adapts.
         lora (dict): Rank, alpha, dropout.
         train_norm (bool): Whether each adapter owns the norm layers.
+
+    Raises:
+        ValueError: If there is no target.
     """
+    if not targets:
+        raise ValueError('model.backbone.lora is None: PEFT has no adapter to '
+                         'compare with, give a config that has one')
     names = peft_targets(backbone, targets)
     norms = [n for n, m in backbone.named_modules() if is_norm(m)]
     pattern = '|'.join(re.escape(name) for name in names)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from peft import LoraConfig
 
@@ -15,9 +16,10 @@ from .expert_record import (ADAPTER, ADAPTER_CONFIG, BASE, EXPERT_SCHEMA, HEAD,
                             LIBRARY_SCHEMA, NORM, PROTOTYPES, RECORD,
                             read_library_index)
 from .files import read_tensors, sha256, write_json, write_tensors
+from .folder_lock import locked
 from .stored_expert import PEFT_PREFIX, StoredExpert
 
-_INDEX = 'library.json'
+INDEX = 'library.json'
 
 
 class ExpertStore:
@@ -47,9 +49,19 @@ class ExpertStore:
         self.root = Path(root)
 
     @property
+    def exists(self) -> bool:
+        """bool: Whether the folder holds a library."""
+        return (self.root / INDEX).exists()
+
+    @property
     def names(self) -> List[str]:
         """list[str]: Experts in the order in which they were learned."""
-        return list(self._index()['experts']) if self._exists() else []
+        return list(self._index()['experts']) if self.exists else []
+
+    @property
+    def base_fingerprint(self) -> str:
+        """str: Of the base that all experts were trained on."""
+        return self._index()['base_fingerprint']
 
     def save_base(self, state: TensorDict, fingerprint: str) -> None:
         """Write the frozen base of the library.
@@ -58,7 +70,7 @@ class ExpertStore:
             ValueError: If the library holds experts of another base.
             OSError: If the disk is full or fails.
         """
-        index = self._index() if self._exists() else {}
+        index = self._index() if self.exists else {}
         if index.get('experts') and index['base_fingerprint'] != fingerprint:
             raise ValueError(f'library {self.root} belongs to the base '
                              f'{index["base_fingerprint"][:16]}, this base is '
@@ -88,18 +100,59 @@ class ExpertStore:
                 f'expert {expert.name!r} belongs to the base '
                 f'{expert.base_fingerprint[:16]}, library {self.root} to '
                 f'{index["base_fingerprint"][:16]}')
-        folder = self._folder(expert.name)
-        if expert.name in index['experts']:
-            self._finish_saving(expert.name, index)
-        names = [n for n in index['experts'] if n != expert.name]
-        with fresh_folder(folder) as fresh:
-            self._write_expert(expert, fresh)
-        # from here on the new folder counts, or still the old one
-        self._write_index(
-            index['base_fingerprint'], [*names, expert.name],
-            dict(index['files'],
-                 **{_listed(expert.name): sha256(fresh / RECORD)}))
-        swap_in(folder)
+        self.place(expert.name, partial(self._write_expert, expert))
+
+    def place(self,
+              name: str,
+              write: Callable[[Path], None],
+              instead_of: Optional[str] = None) -> None:
+        """Write the folder of an expert and list it.
+
+        Args:
+            name (str): The expert; an older one of this name is replaced.
+            write (Callable): Gets an empty folder and fills it.
+            instead_of (str, optional): Expert that is no longer listed, and
+                whose place in the order the new one takes. Defaults to
+                None: it comes last.
+
+        Raises:
+            OSError: If the disk is full or fails; the library stays whole.
+        """
+        folder = self._folder(name)
+        with locked(self.root):
+            index = self._index()
+            if name in index['experts']:
+                self._finish_saving(name, index)
+            names = [n for n in index['experts'] if n != name]
+            files = dict(index['files'])
+            with fresh_folder(folder) as fresh:
+                write(fresh)
+            files[_listed(name)] = sha256(fresh / RECORD)
+            if instead_of is not None and instead_of in names:
+                names[names.index(instead_of)] = name
+                del files[_listed(instead_of)]
+            else:
+                names.append(name)
+            # from here on the new folder counts, or still the old one
+            self._write_index(index['base_fingerprint'], names, files)
+            swap_in(folder)
+
+    def unlist(self, name: str) -> None:
+        """Take an expert off the library; its folder is nobody's then.
+
+        Raises:
+            ValueError: If it is not in the library.
+        """
+        with locked(self.root):
+            index = self._index()
+            self._require([name], index)
+            self._write_index(
+                index['base_fingerprint'],
+                [n for n in index['experts'] if n != name], {
+                    file: checksum
+                    for file, checksum in index['files'].items()
+                    if file != _listed(name)
+                })
 
     def load(self, name: str) -> Expert:
         """Read an expert after checking every file of it.
@@ -123,11 +176,7 @@ class ExpertStore:
         if not names:
             return []
         index = self._index()
-        known = index['experts']
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise ValueError(f'library {self.root} has no expert '
-                             f'{unknown[0]!r}; experts: {known}')
+        self._require(names, index)
         for name in names:
             self._finish_saving(name, index)
         return [
@@ -188,11 +237,15 @@ class ExpertStore:
     def _folder(self, name: str) -> Path:
         return self.root / check_task_name(name)
 
-    def _exists(self) -> bool:
-        return (self.root / _INDEX).exists()
-
     def _index(self) -> Dict[str, Any]:
-        return read_library_index(self.root / _INDEX)
+        return read_library_index(self.root / INDEX)
+
+    def _require(self, names: Sequence[str], index: Dict[str, Any]) -> None:
+        known = index['experts']
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f'library {self.root} has no expert '
+                             f'{unknown[0]!r}; experts: {known}')
 
     def _finish_saving(self, name: str, index: Dict[str, Any]) -> None:
         """Move an expert that was listed when its process was killed."""
@@ -205,7 +258,7 @@ class ExpertStore:
     def _write_index(self, fingerprint: str, names: List[str],
                      checksums: Dict[str, str]) -> None:
         write_json(
-            self.root / _INDEX,
+            self.root / INDEX,
             dict(
                 schema=LIBRARY_SCHEMA,
                 base_fingerprint=fingerprint,

@@ -30,10 +30,11 @@ class StoredExpert:
     """
 
     def __init__(self, folder: Path, checksum: str) -> None:
-        self._folder = folder
+        self.folder = folder
         record = read_expert_record(folder, checksum)
-        self._checksums: Dict[str, str] = record['files']
-        for file in self._checksums:
+        #: SHA-256 of each file but the record.
+        self.checksums: Dict[str, str] = record['files']
+        for file in self.checksums:
             if not (folder / file).is_file():
                 raise ValueError(f'{folder / file} is missing: restore it '
                                  'from a copy, or train its task again.')
@@ -53,14 +54,14 @@ class StoredExpert:
         stored = self._read(ADAPTER)
         foreign = [key for key in stored if not key.startswith(PEFT_PREFIX)]
         if foreign:
-            raise ValueError(f'{self._folder / ADAPTER} holds {foreign[0]!r}: '
+            raise ValueError(f'{self.folder / ADAPTER} holds {foreign[0]!r}: '
                              f'PEFT writes keys that begin with {PEFT_PREFIX}')
         return {key[len(PEFT_PREFIX):]: v for key, v in stored.items()}
 
     @property
     def norm(self) -> TensorDict:
         """dict[str, Tensor]: See :class:`Expert`; read anew each time."""
-        return self._read(NORM) if NORM in self._checksums else {}
+        return self._read(NORM) if NORM in self.checksums else {}
 
     @property
     def head(self) -> TensorDict:
@@ -73,8 +74,8 @@ class StoredExpert:
         Raises:
             ValueError: If one is missing, truncated or changed; names it.
         """
-        for file, expected in self._checksums.items():
-            check_sum(self._folder / file, expected)
+        for file, expected in self.checksums.items():
+            check_sum(self.folder / file, expected)
 
     def load(self) -> Expert:
         """The whole expert, every file of it checked."""
@@ -105,9 +106,9 @@ class StoredExpert:
             prototype_values=PROTOTYPES)
         return {
             part:
-            num_values(self._folder / file) if file in self._checksums else 0
+            num_values(self.folder / file) if file in self.checksums else 0
             for part, file in files.items()
         }
 
     def _read(self, file: str) -> TensorDict:
-        return read_tensors(self._folder / file, self._checksums[file])
+        return read_tensors(self.folder / file, self.checksums[file])

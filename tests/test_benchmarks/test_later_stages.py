@@ -38,3 +38,10 @@ def test_single_stage_is_refused(cnn_config, settings):
     config.backbone.backbone.out_indices = (3, )
     with pytest.raises(ValueError, match='out_indices'):
         later_stage_pattern(config, settings)
+
+
+def test_experts_without_adapters_are_refused(cnn_config, settings):
+    config = load_model_config(cnn_config, settings)
+    config.backbone.lora = None
+    with pytest.raises(ValueError, match='lora is None: there is no adapter'):
+        later_stage_pattern(config, settings)

@@ -2,13 +2,14 @@
 """Our experts in PEFT's layers."""
 from __future__ import annotations
 
+import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from mmseg_mile.benchmarks.peft_layers import (complete_dilation,
                                                has_packed_attention,
-                                               peft_targets)
+                                               peft_config, peft_targets)
 
 
 class Attention(nn.Module):
@@ -36,3 +37,8 @@ def test_forgotten_dilation_is_set():
     assert complete_dilation(model) == 1
     assert complete_dilation(model) == 0
     model(torch.zeros(1, 3, 8, 8))
+
+
+def test_experts_without_adapters_have_no_peft_config():
+    with pytest.raises(ValueError, match='lora is None: PEFT has no adapter'):
+        peft_config(Attention(), [], dict(r=1, lora_alpha=1), False)

@@ -9,13 +9,18 @@ import shutil
 import pytest
 import torch
 
+from mmseg_mile.experts import ExpertStore
+from mmseg_mile.experts.library_edits import (add_expert, prune_library,
+                                              remove_expert, rename_expert)
+
 DISK_CALLS = ('fsync', 'replace', 'mkdir')
+DELETIONS = ('unlink', 'rmdir')
 
 
-def interrupt(monkeypatch, step, act):
+def interrupt(monkeypatch, step, act, calls=DISK_CALLS):
     """``act()`` instead of the ``step``-th call that changes the disk."""
     count = iter(range(1_000_000))
-    for name in DISK_CALLS:
+    for name in calls:
         plain = getattr(os, name)
 
         def call(*args, _plain=plain, **kwargs):
@@ -27,11 +32,11 @@ def interrupt(monkeypatch, step, act):
     return count
 
 
-def is_killed(action, monkeypatch, step):
+def is_killed(action, monkeypatch, step, calls=DISK_CALLS):
     """Run an action in a child that ends at its ``step``-th disk call."""
     child = os.fork()
     if not child:
-        interrupt(monkeypatch, step, lambda: os._exit(9))
+        interrupt(monkeypatch, step, lambda: os._exit(9), calls)
         action()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -102,3 +107,44 @@ def test_full_at_any_write_the_library_is_whole(store, make, monkeypatch,
             store.load(name)
         step += 1
     assert refused > 10
+
+
+EDITS = {
+    'add': lambda root: add_expert(root, root.parent / 'other', 'rain'),
+    'remove': lambda root: remove_expert(root, 'day'),
+    'rename': lambda root: rename_expert(root, 'day', 'noon'),
+    'rename over': lambda root: rename_expert(root, 'day', 'night', True),
+}
+
+
+@pytest.mark.parametrize('edit', EDITS.values(), ids=EDITS)
+def test_edit_killed_anywhere_leaves_the_old_or_the_new_library(
+        store, make, monkeypatch, tmp_path, edit):
+    other = ExpertStore(tmp_path / 'other')
+    other.save_base({}, make('x').base_fingerprint)
+    other.save(make('rain'))
+    before = shutil.copytree(store.root, tmp_path / 'before')
+    old, seen, step = loaded(store), [], 0
+    edit(store.root)
+    new = loaded(store)
+    assert new != old
+    finished = {p.name for p in store.root.iterdir()}
+    while True:
+        shutil.rmtree(store.root)
+        shutil.copytree(before, store.root)
+        if not is_killed(lambda: edit(store.root), monkeypatch, step,
+                         DISK_CALLS + DELETIONS):
+            break
+        seen.append(loaded(store) == new)
+        assert seen[-1] or loaded(store) == old
+        prune_library(store.root)
+        if seen[-1]:
+            assert {p.name for p in store.root.iterdir()} == finished
+        step += 1
+    # first the old one, then for good the new one
+    assert seen == sorted(seen) and {*seen} == {False, True}
+
+
+def loaded(store):
+    """Names in order, and the head of each, every file checked."""
+    return [(name, head_of(store, name).tolist()) for name in store.names]

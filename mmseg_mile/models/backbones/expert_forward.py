@@ -2,7 +2,7 @@
 """The ways to run a frozen backbone with experts."""
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from .early_stages import EarlyStages
 # caches, and a batch of them takes longer than its images one by one.
 _CPU_PIXELS = 1 << 18
 EXECUTORS = ('auto', 'merged', 'low_rank')
+Active = Union[Mapping[str, float], Routing]
 Group = Tuple[Dict[str, float], List[int]]
 
 
@@ -85,6 +86,12 @@ class ExpertForward:
         return [[(mixture, indices[start:start + most])]
                 for mixture, indices in groups
                 for start in range(0, len(indices), most)]
+
+    def __call__(self, x: Tensor, active: Active) -> Any:
+        """Forward images with one mixture for all, or one for each."""
+        if isinstance(active, Routing):
+            return self.routing(x, active)
+        return self.mixture(x, active)
 
     def mixture(self, x: Tensor, mixture: Mapping[str, float]) -> Any:
         """Forward images that all have one mixture; {} is the base."""

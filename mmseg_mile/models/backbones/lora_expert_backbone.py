@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
-                    Union)
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmseg.registry import MODELS
 from mmseg_mile.structures import Routing, check_task_name
-from ..lora import (Adapter, AdapterLibrary, LoRAInjection, TensorSlots,
-                    check_lora_config, replace_attention, resolve_targets)
+from ..lora import (Adapter, AdapterLibrary, LoRAInjection, check_lora_config,
+                    replace_attention, resolve_targets)
 from .activation_checkpointing import checkpoint_blocks
 from .base_weights import (PretrainedCheck, accept_stock_keys, fingerprint,
                            hold_statistics, load_strictly)
-from .expert_forward import ExpertForward, Group
+from .expert_forward import Active, ExpertForward, Group
 from .stored_adapters import AnyExpert, adapter_of, check_base, take_over
 
-Active = Union[Mapping[str, float], Routing]
 Target = Union[str, Active]
 Features = Union[Sequence[Tensor], Tensor]
 
@@ -35,9 +33,10 @@ class LoRAExpertBackbone(BaseModule):
 
     Args:
         backbone (dict): Config of any mmseg backbone.
-        lora (dict): ``r``, ``lora_alpha``, and optionally ``target_modules``
-            (PEFT's meaning; default: attention and FFN of transformers, all
-            dense convolutions of CNNs), ``lora_dropout``, ``use_rslora``.
+        lora (dict, optional): ``r``, ``lora_alpha``, and optionally
+            ``target_modules`` (PEFT's meaning; default: attention and FFN of
+            transformers, all dense convolutions of CNNs), ``lora_dropout``,
+            ``use_rslora``. None: no layer is adapted.
         train_norm (bool): Whether an expert owns copies of the norm layers,
             affine parameters and running statistics. Defaults to False:
             norm layers stay as pretrained.
@@ -58,7 +57,7 @@ class LoRAExpertBackbone(BaseModule):
 
     def __init__(self,
                  backbone: Dict[str, Any],
-                 lora: Dict[str, Any],
+                 lora: Optional[Dict[str, Any]],
                  train_norm: bool = False,
                  base_training: str = 'none',
                  merge_cache_size: int = 4,
@@ -78,8 +77,8 @@ class LoRAExpertBackbone(BaseModule):
         if with_cp:
             checkpoint_blocks(self.backbone)
         self.backbone.requires_grad_(False)
-        self.targets = resolve_targets(self.backbone,
-                                       lora.get('target_modules'))
+        self.targets = [] if lora is None else resolve_targets(
+            self.backbone, lora.get('target_modules'))
         self.experts = AdapterLibrary(merge_cache_size, memory_budget_mb)
         self.execution = ExpertForward(self.backbone, self.experts,
                                        self.targets, executor)
@@ -111,10 +110,7 @@ class LoRAExpertBackbone(BaseModule):
             raise ValueError(f'expert {name!r} exists already; experts: '
                              f'{list(self.experts.names)}')
         if init_from is not None:
-            source = self.experts[init_from]
-            source.check_settings(init_from, self.targets, self.lora_config,
-                                  self.train_norm)
-            self.experts[name] = source.clone()
+            self.experts[name] = self.check_settings(init_from).clone()
             return
         injection = self._inject()
         injection.detach()
@@ -132,7 +128,19 @@ class LoRAExpertBackbone(BaseModule):
     def adapter_of(self, expert: AnyExpert) -> Adapter:
         """An expert's adapter, read and checked here and now."""
         with self._at_rest():
-            return adapter_of(expert, self._tensors())
+            return adapter_of(expert, self.execution.tensors,
+                              bool(self.targets))
+
+    def check_settings(self, name: str) -> Adapter:
+        """The adapter of an expert, if it could be trained further.
+
+        Raises:
+            ValueError: If it has other settings than the config.
+        """
+        adapter = self.experts[name]
+        adapter.check_settings(name, self.targets, self.lora_config,
+                               self.train_norm)
+        return adapter
 
     def train_expert(self, name: str) -> None:
         """Put an expert into the backbone to be trained.
@@ -141,9 +149,7 @@ class LoRAExpertBackbone(BaseModule):
             ValueError: If the expert is unknown or does not fit ``lora``.
             RuntimeError: If another one is still in training.
         """
-        adapter = self.experts[name]
-        adapter.check_settings(name, self.targets, self.lora_config,
-                               self.train_norm)
+        adapter = self.check_settings(name)
         if self._injection is not None:
             raise RuntimeError(f'expert {self._training_name!r} is still in '
                                'training: call finish_training() first')
@@ -161,7 +167,7 @@ class LoRAExpertBackbone(BaseModule):
         self.backbone.requires_grad_(False)
         if self._base_trains:
             self._base_trains = False
-            self.experts.copy_norms(self._tensors())
+            self.experts.copy_norms(self.execution.tensors)
         if self._injection is None:
             return
         assert self._training_name is not None
@@ -231,9 +237,7 @@ class LoRAExpertBackbone(BaseModule):
         """
         if self._active is None:
             return self.backbone(x)
-        if isinstance(self._active, Routing):
-            return self.execution.routing(x, self._active)
-        return self.execution.mixture(x, self._active)
+        return self.execution(x, self._active)
 
     def base_features(self, x: Tensor, num_outputs: int) -> Sequence[Tensor]:
         """First outputs of the base, without an expert.
@@ -289,10 +293,6 @@ class LoRAExpertBackbone(BaseModule):
                 injection.attach()
             if switched:
                 self.train(training)
-
-    def _tensors(self) -> TensorSlots:
-        """The backbone's parameters and buffers by name, no copies."""
-        return self.execution.tensors
 
     def _inject(self) -> LoRAInjection:
         return LoRAInjection(self.backbone, self.targets, self.lora_config,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable, Mapping, Sequence, Union
+from typing import Callable, Mapping, Optional, Sequence, Union
 
 from torch import Tensor
 
@@ -29,19 +29,23 @@ def check_base(experts: Sequence[AnyExpert], fingerprint: str) -> None:
                 'again.')
 
 
-def adapter_of(expert: AnyExpert, base: Mapping[str, Tensor]) -> Adapter:
+def adapter_of(expert: AnyExpert,
+               base: Mapping[str, Tensor],
+               adapts: Optional[bool] = None) -> Adapter:
     """The adapter of an expert, read from its folder if it is stored.
 
     Args:
         expert (Expert | StoredExpert): The expert.
         base (Mapping[str, Tensor]): The backbone's tensors by name.
+        adapts (bool, optional): Whether the backbone's experts adapt layers.
+            Defaults to None: not known.
 
     Raises:
         ValueError: If a file was changed, or the tensors do not fit.
     """
     adapter = Adapter(expert.lora, expert.norm,
                       lora_scaling(expert.lora_config))
-    adapter.check_fit(expert.name, base)
+    adapter.check_fit(expert.name, base, adapts)
     return adapter.clone(next(iter(base.values())).device)
 
 

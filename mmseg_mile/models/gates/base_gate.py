@@ -24,6 +24,8 @@ class BaseGate(metaclass=ABCMeta):
     #: Whether :meth:`route` needs embeddings; without, the base's pass over
     #: the image is spared.
     needs_embeddings = False
+    #: Whether :meth:`route` has to be told the true tasks.
+    needs_task_label = False
 
     def __init__(self) -> None:
         self._names: Dict[str, None] = {}
@@ -32,6 +34,16 @@ class BaseGate(metaclass=ABCMeta):
     def expert_names(self) -> Tuple[str, ...]:
         """tuple[str]: Experts in the order in which they were learned."""
         return tuple(self._names)
+
+    def check_embeddings(self, embeddings: Tensor) -> None:  # noqa: B027
+        """Refuse embeddings that :meth:`fit` could not learn from.
+
+        Args:
+            embeddings (Tensor): (B, D) of some images, before any training.
+
+        Raises:
+            ValueError: If they do not fit the gate.
+        """
 
     def fit(self, task: str, embeddings: Optional[Tensor]) -> None:
         """Learn a task.
@@ -61,6 +73,14 @@ class BaseGate(metaclass=ABCMeta):
     def load_state(self, task: str, state: Dict[str, Tensor]) -> None:
         """Take over stored statistics of a task."""
         self._names[task] = None
+
+    def prototype_distances(self) -> Optional[Tensor]:
+        """(E, E) distance of each expert's prototypes to each expert.
+
+        In the unit of :attr:`Routing.distances`; None for gates that measure
+        no distance.
+        """
+        return None
 
     @abstractmethod
     def route(self, embeddings: Optional[Tensor],

@@ -13,7 +13,19 @@ from .base_gate import BaseGate
 
 @TASK_UTILS.register_module()
 class OracleGate(BaseGate):
-    """Routes each image to the expert of its true task."""
+    """Routes each image to the expert of its true task.
+
+    Args:
+        fall_back (bool): Whether an image whose task has no expert gets the
+            expert learned last, as a stream needs that evaluates tasks to
+            come. Defaults to False: it is refused.
+    """
+
+    needs_task_label = True
+
+    def __init__(self, fall_back: bool = False) -> None:
+        super().__init__()
+        self.fall_back = fall_back
 
     def route(self, embeddings: Optional[Tensor],
               tasks: Sequence[Optional[str]]) -> Routing:
@@ -30,5 +42,7 @@ class OracleGate(BaseGate):
                 raise ValueError(
                     "OracleGate needs each image's task: set metainfo "
                     "'task' on its data sample, or use PrototypeGate")
+            if self.fall_back and task not in self._names:
+                task = self.expert_names[-1]
             chosen.append(task)
         return self._one_hot(chosen)

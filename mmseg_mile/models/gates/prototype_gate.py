@@ -2,6 +2,7 @@
 """MILE's gate: the expert whose prototype lies nearest to the image."""
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Dict, Optional, Sequence
 
 import torch
@@ -105,7 +106,17 @@ class PrototypeGate(BaseGate):
         return self._tasks[task].state()
 
     def load_state(self, task: str, state: Dict[str, Tensor]) -> None:
-        """See :meth:`BaseGate.load_state`."""
+        """See :meth:`BaseGate.load_state`.
+
+        Raises:
+            ValueError: If another kind of gate has fitted it.
+        """
+        wanted = {field.name for field in fields(Prototypes)}
+        if set(state) != wanted:
+            raise ValueError(
+                f'stored statistics of task {task!r} are no prototypes: they '
+                f'hold {sorted(state)[:5]}, not {sorted(wanted)}. Load them '
+                'with the gate they were fitted with.')
         self._add(task, Prototypes.from_state(state))
 
     def distances(self, embeddings: Tensor) -> Tensor:
@@ -141,6 +152,19 @@ class PrototypeGate(BaseGate):
             1, indices, weights)
         return Routing(self.expert_names, weights_BE.float(),
                        distances_BE.float(), unfamiliar)
+
+    def prototype_distances(self) -> Tensor:
+        """See :meth:`BaseGate.prototype_distances`.
+
+        Row i, column j: from expert i's prototypes to the nearest of expert
+        j's, averaged over the images that i's stand for; i's own are at 0.
+        """
+        rows = [
+            self._tasks[name].counts @ self._tasks.distances(
+                self._tasks[name].centroids) / self._tasks[name].num_images
+            for name in self.expert_names
+        ]
+        return torch.stack(rows) if rows else torch.zeros(0, 0)
 
     def nearest(self, embeddings: Tensor) -> str:
         """The expert nearest, on average, to a new task's images.

@@ -2,18 +2,25 @@
 """The ``lora`` field of a config."""
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
+_NO_LAYER = dict(r=1, lora_alpha=1)
 _KEYS = ('r', 'lora_alpha', 'target_modules', 'lora_dropout', 'use_rslora')
 
 
-def check_lora_config(lora: Mapping[str, Any]) -> Dict[str, Any]:
+def check_lora_config(lora: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
     """PEFT's ``LoraConfig`` arguments, without the targets.
+
+    Args:
+        lora (Mapping, optional): The field; None for experts that adapt no
+            layer, whose files need a rank all the same.
 
     Raises:
         ValueError: If a key is missing or unknown, or a value is out of
             range.
     """
+    if lora is None:
+        lora = _NO_LAYER
     unknown = sorted(set(lora) - set(_KEYS))
     if unknown:
         raise ValueError(f'lora has unknown keys {unknown}; allowed: '

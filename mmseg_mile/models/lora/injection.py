@@ -38,7 +38,8 @@ class LoRAInjection:
 
     Args:
         backbone (nn.Module): The frozen network.
-        targets (Sequence[str]): Full names of the layers to adapt.
+        targets (Sequence[str]): Full names of the layers to adapt; none
+            leaves the expert its norm layers, or nothing at all.
         config (dict): Arguments of PEFT's ``LoraConfig`` without
             ``target_modules``.
         train_norm (bool): Whether the expert owns the norm layers: copies
@@ -50,12 +51,13 @@ class LoRAInjection:
         self._backbone = backbone
         self._config = config
         modules = dict(backbone.named_modules())
-        pattern = '|'.join(re.escape(name) for name in targets)
-        inject_adapter_in_model(
-            LoraConfig(target_modules=f'(?:{pattern})', **config), backbone,
-            ADAPTER)
-        # PEFT leaves a note on the model that would confuse the next one
-        del backbone.peft_config
+        if targets:
+            pattern = '|'.join(re.escape(name) for name in targets)
+            inject_adapter_in_model(
+                LoraConfig(target_modules=f'(?:{pattern})', **config),
+                backbone, ADAPTER)
+            # PEFT leaves a note that would confuse the next one
+            del backbone.peft_config
         self._lora = [
             _Swap(name, modules[name],
                   trainable_layer(backbone.get_submodule(name), ADAPTER))

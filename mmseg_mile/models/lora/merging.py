@@ -55,7 +55,7 @@ class Adapter:
         """
         ranks = {v.shape[0] for k, v in self.lora.items() if 'lora_A' in k}
         scaling = lora_scaling(config)
-        if (set(self.targets()) != set(targets) or ranks != {config['r']}
+        if (set(self.targets()) != set(targets) or ranks - {config['r']}
                 or self.scaling != scaling or bool(self.norm) > train_norm):
             raise ValueError(
                 f'expert {name!r} has {len(self.targets())} layers of rank '
@@ -65,15 +65,21 @@ class Adapter:
                 f'{train_norm}: train with the settings it was made with, '
                 "or start from 'base'.")
 
-    def check_fit(self, name: str, base: Mapping[str, Tensor]) -> None:
+    def check_fit(self,
+                  name: str,
+                  base: Mapping[str, Tensor],
+                  adapts: Optional[bool] = True) -> None:
         """Raise unless the tensors fit the layers of ``base``.
 
         Args:
             name (str): Of the expert, for the message.
             base (Mapping[str, Tensor]): The backbone's tensors by name.
+            adapts (bool, optional): Whether it must adapt a layer, or must
+                not; None allows both. Defaults to True.
 
         Raises:
-            ValueError: If a layer does not exist or has another shape.
+            ValueError: If a layer does not exist or has another shape, or
+                the adapter is empty or should be.
         """
         wrong = [k for k, v in self.norm.items() if _shape(base, k) != v.shape]
         pairs = [f'{t}.lora_{x}.weight' for t in self.targets() for x in 'AB']
@@ -84,11 +90,12 @@ class Adapter:
                     or _shape(base, f'{target}.weight')
                     != (up.shape[0], *down.shape[1:])):
                 wrong.append(target)
-        if wrong or not self.lora:
+        if wrong or adapts not in (None, bool(self.lora)):
+            found = 'no' if adapts else 'an'
             raise ValueError(
                 f'expert {name!r} does not fit the layers of this backbone: '
-                f'{sorted(wrong)[:5] or "it has no adapter"}. Load it into '
-                'the backbone that it was trained in, or train it again.')
+                f'{sorted(wrong)[:5] or f"it has {found} adapter"}. Load it '
+                'into the backbone that it was trained in, or train it again.')
 
 
 def lora_delta(down: Tensor, up: Tensor) -> Tensor:

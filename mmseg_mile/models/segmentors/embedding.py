@@ -40,10 +40,14 @@ def embed_images(model: 'ExpertSegmentor', loader: Iterable[dict]) -> Tensor:
 
 
 def check_embedder(model: 'ExpertSegmentor', loader: Iterable[dict]) -> None:
-    """Embed one batch of this process, for the errors that it may raise."""
+    """Show one batch of this process to embedder and gate.
+
+    Raises:
+        ValueError: If one of them could not work with the images.
+    """
     with _random_state_kept():
         for batch in islice(loader, 1):
-            _embed(model, batch)
+            model.gate.check_embeddings(_embed(model, batch))
 
 
 @torch.no_grad()

@@ -20,9 +20,9 @@ from .continual_segmentor import ContinualSegmentor
 from .embedding import check_embedder, embed_images
 from .expert_heads import ExpertHeads
 from .predicted_samples import PredictedSamples
+from .routing_info import routing_info
 from .task_head import copy_matching, head_config
-
-_STARTS = ('base', 'nearest', 'previous')
+from .task_start import check_start, start_of
 
 
 @MODELS.register_module()
@@ -49,6 +49,9 @@ class ExpertSegmentor(ContinualSegmentor):
     """
 
     METHOD = 'MILE'
+    #: Whether every expert will be taken over by :meth:`adopt_task`, so that
+    #: none starts from another one.
+    adopts_experts = False
 
     def __init__(self,
                  backbone: Dict[str, Any],
@@ -74,8 +77,9 @@ class ExpertSegmentor(ContinualSegmentor):
     def check_stream(self, tasks: Sequence[Task]) -> None:
         """See :meth:`ContinualSegmentor.check_stream`."""
         super().check_stream(tasks)
-        for index, task in enumerate(tasks):
-            self._check_start(task, [t.name for t in tasks[:index]])
+        for index, task in enumerate(() if self.adopts_experts else tasks):
+            check_start(task, self.init_from, [t.name for t in tasks[:index]],
+                        self.gate)
 
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """A new expert, started from the base or from an earlier one."""
@@ -102,6 +106,28 @@ class ExpertSegmentor(ContinualSegmentor):
         self.drop_auxiliary_heads()
         self.heads.keep(task, self.decode_head,
                         head_config(self.head_template, task.num_classes))
+        self._fit_gate(task, loader)
+
+    def adopt_task(self, task: Task, loader: Iterable[dict],
+                   expert: StoredExpert) -> None:
+        """Take over a finished expert; the gate learns the task anew.
+
+        Args:
+            task (Task): The task.
+            loader (Iterable[dict]): Its training images through the test
+                pipeline.
+            expert (StoredExpert): Its prototypes are not looked at.
+
+        Raises:
+            ValueError: If it is of another base, or its adapter is not what
+                the config would train.
+        """
+        self.backbone.load_experts([expert])
+        self.backbone.check_settings(task.name)
+        self.heads.add(expert, self.device)
+        self._fit_gate(task, loader)
+
+    def _fit_gate(self, task: Task, loader: Iterable[dict]) -> None:
         if self._embeddings is None and self.gate.needs_embeddings:
             self._embeddings = embed_images(self, loader)
         self.gate.fit(task.name, self._embeddings)
@@ -109,28 +135,14 @@ class ExpertSegmentor(ContinualSegmentor):
 
     def _start_of(self, task: Task, loader: Iterable[dict]) -> Optional[str]:
         """Name of the expert that the new one starts from, or None."""
-        start = task.init_from or self.init_from
-        known = self.expert_names
-        self._check_start(task, known)
-        if not known or start == 'base':
-            return None
-        if start == 'nearest':
-            self._embeddings = embed_images(self, loader)
-            gate: Any = self.gate
-            return gate.nearest(self._embeddings)
-        return known[-1] if start == 'previous' else start
+        check_start(task, self.init_from, self.expert_names, self.gate)
+        return start_of(task, self.init_from, self.expert_names,
+                        partial(self._nearest, loader))
 
-    def _check_start(self, task: Task, known: Sequence[str]) -> None:
-        start = task.init_from or self.init_from
-        if start not in _STARTS and start not in known:
-            raise ValueError(
-                f'init_from of task {task.name!r} must be one of {_STARTS} '
-                f'or an earlier task {known}, got {start!r}')
-        if known and start == 'nearest' and not hasattr(self.gate, 'nearest'):
-            raise ValueError(
-                "init_from='nearest' asks the gate for distances, which "
-                f'{type(self.gate).__name__} has not: use PrototypeGate, '
-                "or init_from='previous'")
+    def _nearest(self, loader: Iterable[dict]) -> str:
+        self._embeddings = embed_images(self, loader)
+        gate: Any = self.gate
+        return gate.nearest(self._embeddings)
 
     # -- predicting ------------------------------------------------------
 
@@ -169,7 +181,8 @@ class ExpertSegmentor(ContinualSegmentor):
             with self.backbone.using(routing.take(where)):
                 self.decode_into(predicted, inputs[where], decoders, where)
         for index, sample in enumerate(predicted.samples):
-            sample.set_metainfo(self._routing_info(routing, index))
+            labels = self.heads.labels(routing.top_expert(index))
+            sample.set_metainfo(routing_info(routing, index, labels))
         return predicted.samples
 
     def route(self,
@@ -213,19 +226,6 @@ class ExpertSegmentor(ContinualSegmentor):
         """The head of the heaviest expert."""
         name = max(mixture, key=lambda n: mixture[n])
         return self.heads.module(name, self.device)
-
-    def _routing_info(self, routing: Routing, index: int) -> Dict[str, Any]:
-        """What a prediction says of how it came about."""
-        expert = routing.top_expert(index)
-        labels = self.heads.labels(expert)
-        return dict(
-            expert=expert,
-            classes=labels.classes,
-            palette=labels.palette,
-            mixture=routing.mixture(index),
-            distances=dict(
-                zip(routing.expert_names, routing.distances[index].tolist())),
-            unfamiliar=bool(routing.unfamiliar[index]))
 
     # -- keeping ---------------------------------------------------------
 

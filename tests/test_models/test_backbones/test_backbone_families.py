@@ -224,7 +224,7 @@ def test_one_low_rank_pass_equals_merged_weights(family):
         return
     with wrapper.base(), torch.no_grad():
         got = low_rank(x, [([(w, wrapper.experts[n]) for n, w in m.items()], c)
-                           for m, c in mixtures], wrapper._tensors())
+                           for m, c in mixtures], wrapper.execution.tensors)
     got = [got] if isinstance(got, Tensor) else got
     first = 0
     for mixture, count in mixtures:

@@ -44,3 +44,11 @@ def test_gate_without_a_task_is_refused():
 
 def test_no_embedding_is_needed():
     assert not OracleGate.needs_embeddings
+
+
+def test_task_to_come_gets_the_newest_expert_if_allowed():
+    gate = OracleGate(fall_back=True)
+    gate.fit('day', None)
+    gate.fit('night', None)
+    assert gate.route(None, ['fog', 'day']).weights.tolist() == [[0, 1],
+                                                                 [1, 0]]

@@ -281,3 +281,38 @@ def test_argument_out_of_range_is_refused(options, message):
 def test_config_builds_it():
     gate = TASK_UTILS.build(dict(type='PrototypeGate', metric='cosine'))
     assert gate.needs_embeddings and gate.metric == 'cosine'
+
+
+def test_distances_between_prototypes_are_those_of_the_means():
+    gate = gate_of(
+        dict(a=torch.tensor([[0., 0], [0, 2]]), b=torch.tensor([[3., 5]])),
+        metric='euclidean')
+    # means (0, 1) and (3, 5)
+    torch.testing.assert_close(gate.prototype_distances(),
+                               torch.tensor([[0., 5], [5, 0]]).double())
+
+
+def test_distance_between_prototypes_is_averaged_over_their_images():
+    # three images at 0 and one at 4, against one at 6: (3 * 6 + 2) / 4; the
+    # other way it is the nearest one that counts
+    gate = gate_of(
+        dict(
+            a=torch.tensor([[0., 0], [0, 0], [0, 0], [4, 0]]),
+            b=torch.tensor([[6., 0]])),
+        metric='euclidean',
+        num_prototypes=2)
+    torch.testing.assert_close(gate.prototype_distances(),
+                               torch.tensor([[0., 5], [2, 0]]).double())
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_prototypes_lie_at_distance_zero_of_themselves(metric):
+    gate = gate_of(
+        dict(a=cloud(3, 0), b=cloud(0, 3)), metric=metric, num_prototypes=3)
+    distances = gate.prototype_distances()
+    assert not distances.diagonal().any()
+    assert (distances + torch.eye(2) > 0).all()
+
+
+def test_without_a_task_there_are_no_prototypes_to_compare():
+    assert PrototypeGate().prototype_distances().shape == (0, 0)

@@ -44,3 +44,8 @@ def test_scaling_is_alpha_over_rank():
 
 def test_rank_stabilised_scaling_is_alpha_over_root_of_rank():
     assert lora_scaling(dict(r=4, lora_alpha=8, use_rslora=True)) == 4
+
+
+def test_no_adapter_has_a_config_that_files_can_name():
+    config = check_lora_config(None)
+    assert config['r'] == 1 and lora_scaling(config) == 1

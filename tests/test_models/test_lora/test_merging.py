@@ -177,3 +177,23 @@ def test_merged_weight_keeps_the_layout_of_the_base():
     adapter.lora = {f'conv.{k}': v for k, v in adapter.lora.items()}
     merged = merge_adapters({'conv.weight': conv.weight}, [(1.0, adapter)])
     assert merged['conv.weight'].stride() == conv.weight.stride()
+
+
+@pytest.mark.parametrize('lora, adapts, found', [
+    (False, True, 'no'),
+    (True, False, 'an'),
+])  # yapf: disable
+def test_adapter_must_be_there_or_not_as_asked(lora, adapts, found):
+    base = dict(a=torch.zeros(2, 2))
+    one = Adapter({}, {}, 1.0)
+    if lora:
+        one = Adapter(
+            {
+                'a.lora_A.weight': torch.zeros(1, 2),
+                'a.lora_B.weight': torch.zeros(2, 1)
+            }, {}, 1.0)
+        base = {'a.weight': torch.zeros(2, 2)}
+    one.check_fit('day', base, not adapts)
+    one.check_fit('day', base, None)
+    with pytest.raises(ValueError, match=f'it has {found} adapter'):
+        one.check_fit('day', base, adapts)

@@ -59,3 +59,10 @@ def test_checking_an_embedder_needs_no_other_process(monkeypatch, fresh, toys):
     monkeypatch.setattr(embedding, 'all_gather_object', None)
     check_embedder(fresh, [toys.batch('day')])
     check_embedder(fresh, [])
+
+
+def test_checking_an_embedder_asks_the_gate_too(toys):
+    model = toys.model(gate=dict(type='AutoencoderGate', hidden=8))
+    with pytest.raises(ValueError, match='gate.hidden 8 must be less than'):
+        model.begin_task(toys.task('day'), toys.loader('day'))
+    assert model.expert_names == () and not model.backbone.experts.names

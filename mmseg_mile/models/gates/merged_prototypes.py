@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of several tasks as those of one."""
+from __future__ import annotations
+
+from typing import Dict, List, Sequence
+
+import torch
+from torch import Tensor
+
+from .prototypes import Prototypes, pack
+
+_FIELDS = {'centroids', 'counts', 'scatter', 'reach'}
+
+
+def merge_prototypes(states: Sequence[Dict[str, Tensor]],
+                     pooled: bool = False) -> Dict[str, Tensor]:
+    """What a gate would know had it seen the images of all tasks as one.
+
+    Counts, means and scatter of all images follow from those of the parts.
+    By default every centroid stays a centroid, so that an image is as near
+    to the merged task as to the nearest of its parts. ``pooled`` makes one
+    mean of them, which is the fit of a gate with one prototype per task to
+    the images of all parts together. The calibrated reach is no sum: the
+    widest of the parts' is kept.
+
+    Args:
+        states (Sequence[dict[str, Tensor]]): As gates store them; all empty
+            for gates without statistics.
+        pooled (bool): Whether one centroid is wanted.
+
+    Returns:
+        dict[str, Tensor]: Statistics for the same gate.
+
+    Raises:
+        ValueError: If they are of no known form, or of different sizes.
+    """
+    if not any(states):
+        return {}
+    if any(set(state) != _FIELDS for state in states):
+        raise ValueError(
+            'the statistics of these experts cannot be merged: they hold '
+            f'{sorted(set().union(*states))}, not {sorted(_FIELDS)}. Merge '
+            'experts whose gate is a PrototypeGate.')
+    parts = [Prototypes.from_state(state) for state in states]
+    sizes = sorted({part.size for part in parts})
+    if len(sizes) > 1:
+        raise ValueError(f'the prototypes of these experts have {sizes} '
+                         'values: they come from different embedders, and '
+                         'no gate could compare them.')
+    counts = torch.cat([part.counts for part in parts])
+    centroids = torch.cat([part.centroids for part in parts])
+    scatter = torch.stack([part.scatter.double() for part in parts]).sum(0)
+    if pooled:
+        mean = counts @ centroids / counts.sum()
+        offsets = centroids - mean
+        scatter = scatter + pack(offsets.T @ (counts[:, None] * offsets))
+        centroids, counts = mean[None], counts.sum()[None]
+    reach = torch.stack(_reaches(parts)).max()
+    return Prototypes(centroids, counts, scatter.float(), reach).state()
+
+
+def _reaches(parts: Sequence[Prototypes]) -> List[Tensor]:
+    """Of parts that were calibrated; inf flags nothing."""
+    known = [part.reach for part in parts if part.reach.isfinite()]
+    return known or [part.reach for part in parts]

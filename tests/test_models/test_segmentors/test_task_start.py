@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rule of where an expert starts, without a model."""
+from __future__ import annotations
+
+import pytest
+
+from mmseg_mile.models.gates import LastGate, PrototypeGate
+from mmseg_mile.models.segmentors.task_start import check_start, start_of
+from mmseg_mile.structures import Task
+
+
+def task(init_from=None):
+    return Task('new', ('road', ), ((0, 0, 0), ), {}, {}, 1, init_from)
+
+
+@pytest.mark.parametrize('own, default, expected', [
+    (None, 'base', None),
+    (None, 'previous', 'b'),
+    (None, 'nearest', 'near'),
+    (None, 'a', 'a'),
+    ('base', 'previous', None),
+    ('a', 'nearest', 'a'),
+])
+def test_start_is_that_of_the_task_or_else_of_the_method(
+        own, default, expected):
+    assert start_of(task(own), default, ['a', 'b'], lambda: 'near') == expected
+
+
+@pytest.mark.parametrize('start', ['base', 'previous', 'nearest'])
+def test_first_task_starts_from_the_base(start):
+    assert start_of(task(), start, [], lambda: 1 / 0) is None
+
+
+@pytest.mark.parametrize('own, default', [('c', 'base'), (None, 'c')])
+def test_start_that_is_unknown_is_refused(own, default):
+    with pytest.raises(
+            ValueError,
+            match=r"init_from of task 'new' .*'previous'.*\('a', 'b'\), "
+            "got 'c'"):
+        check_start(task(own), default, ['a', 'b'], PrototypeGate())
+
+
+def test_nearest_start_asks_for_a_gate_with_distances():
+    check_start(task(), 'nearest', ['a'], PrototypeGate())
+    # of the first task nothing is asked
+    check_start(task(), 'nearest', [], LastGate())
+    with pytest.raises(ValueError, match='LastGate has not: use Prototype'):
+        check_start(task(), 'nearest', ['a'], LastGate())
