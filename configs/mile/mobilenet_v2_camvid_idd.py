@@ -13,6 +13,9 @@ _base_ = [
 model = dict(
     backbone=dict(base_training='first_task'),
     decode_head=dict(
-        loss_decode=dict(class_weight=[1.0, 2.0, 3.0, 1.5, 2.0, 1.0, 1.0])))
+        loss_decode=dict(class_weight=[1.0, 2.0, 3.0, 1.5, 2.0, 1.0, 1.0])),
+    # At this budget what counts is how long an expert's forebears have
+    # trained, more than how near their images are.
+    init_from='previous')
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(lora_=dict(lr_mult=2.0))))

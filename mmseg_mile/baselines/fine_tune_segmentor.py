@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Sequence
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from mmseg.registry import MODELS
 from mmseg_mile.experts.model_store import load_model, save_model
 from mmseg_mile.models import ContinualSegmentor
-from mmseg_mile.models.segmentors.task_head import copy_matching
+from mmseg_mile.models.segmentors.task_head import copy_matching, head_config
 from mmseg_mile.structures import Task
 
 
@@ -22,13 +22,32 @@ class FineTuneSegmentor(ContinualSegmentor):
     The lower bound of continual learning. The head speaks the union of all
     classes seen so far, by name; a new class gets a new row. No task label
     is used at test time.
+
+    With ``train_cfg.rehearsal=dict(tasks='seen', ...)`` it is replay: images
+    of earlier tasks are trained beside the new ones, each with the labels of
+    its own task. What the same object is called there may be unlabelled, or
+    of another class, in the new task; both labels are taken as they are.
     """
 
     METHOD = 'sequential fine-tuning'
+    rehearses: Tuple[Optional[str], ...] = (None, 'seen')
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._labels: Optional[Tensor] = None
+        self._spaces: Dict[str, Tuple[str, ...]] = {}
+        self._tables: Dict[str, Tensor] = {}
+        self._task: Optional[str] = None
+
+    def check_stream(self, tasks: Sequence[Task]) -> None:
+        """See :meth:`ContinualSegmentor.check_stream`; of the union, too."""
+        super().check_stream(tasks)
+        known: Dict[str, None] = {}
+        for task in tasks:
+            # images of an earlier task are labelled in its classes
+            self._spaces[task.name] = task.classes
+            known.update(dict.fromkeys(task.classes))
+            for template in (self.head_template, *self._auxiliary_templates):
+                head_config(template, len(known))
 
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """Grow the head by the task's new classes."""
@@ -43,21 +62,30 @@ class FineTuneSegmentor(ContinualSegmentor):
                               self.classes)
             self.speak(head, classes, palette)
         self.renew_auxiliary_heads(len(self.classes))
-        self._labels = torch.full((256, ), 255, dtype=torch.long)
-        for index, name in enumerate(task.classes):
-            self._labels[index] = self.classes.index(name)
+        self._spaces[task.name] = task.classes
+        self._task = task.name
+        self._tables = {}
 
     def end_task(self, task: Task, loader: Iterable[dict]) -> None:
         """Nothing is kept apart from the weights."""
         self.drop_auxiliary_heads()
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
-        """mmseg's loss on labels in the head's label space."""
-        assert self._labels is not None
-        table = self._labels.to(inputs.device)
+        """mmseg's loss on labels in the head's label space.
+
+        Args:
+            inputs (Tensor): (B, C, H, W), normalised.
+            data_samples (list[SegDataSample]): Labelled in the classes of
+                the task that the metainfo ``task`` names, or else in those
+                of the task that is trained.
+
+        Returns:
+            dict[str, Tensor]: Losses by name.
+        """
         for sample in data_samples:
+            table = self._table(sample.metainfo.get('task', self._task))
             truth = sample.gt_sem_seg
-            truth.data = table[truth.data.long()]
+            truth.data = table.to(inputs.device)[truth.data.long()]
         return super().loss(inputs, data_samples)
 
     def save_task(self, task: Task, folder: Path,
@@ -72,3 +100,12 @@ class FineTuneSegmentor(ContinualSegmentor):
             state, classes, palette = load_model(folder / tasks[-1].name)
             self.speak(self.new_head(len(classes)), classes, palette)
             self.load_state_dict(state, strict=True)
+
+    def _table(self, task: str) -> Tensor:
+        """From the labels of a task to those of the head; (256, ) int64."""
+        if task not in self._tables:
+            table = torch.full((256, ), 255, dtype=torch.long)
+            for index, name in enumerate(self._spaces[task]):
+                table[index] = self.classes.index(name)
+            self._tables[task] = table
+        return self._tables[task]

@@ -29,6 +29,7 @@ class SingleTaskSegmentor(ContinualSegmentor):
     """
 
     METHOD = 'one model per task'
+    needs_task_label = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -90,6 +91,15 @@ class SingleTaskSegmentor(ContinualSegmentor):
                   provenance: Dict[str, Any]) -> None:
         """Write the task's model."""
         save_model(folder / task.name, *self._models[task.name], provenance)
+
+    def kept_cost(self, folder: Path) -> Dict[str, int]:
+        """See :meth:`ContinualSegmentor.kept_cost`; all models are kept."""
+        held = [
+            v for model in self._models.values() for v in model[0].values()
+        ]
+        return dict(
+            params=sum(v.numel() for v in held),
+            bytes=sum(v.numel() * v.element_size() for v in held))
 
     def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
         """Read the models of the tasks."""

@@ -34,10 +34,10 @@ def model():
     return FineTuneSegmentor(**config)
 
 
-def sample_of(label):
+def sample_of(label, **metainfo):
     return SegDataSample(
         gt_sem_seg=PixelData(data=label),
-        metainfo=dict(img_shape=(32, 32), ori_shape=(32, 32)))
+        metainfo=dict(img_shape=(32, 32), ori_shape=(32, 32), **metainfo))
 
 
 def test_head_speaks_the_union_of_the_classes(model):
@@ -76,6 +76,57 @@ def test_labels_are_mapped_into_the_union_by_name(model, monkeypatch):
         [sample_of(torch.tensor([[[0, 1, 255]]], dtype=torch.uint8))])
     # lamp, road, ignored
     assert seen == [[[[2, 1, 255]]]]
+
+
+def labels_learned(model, monkeypatch, *samples):
+    """The labels that mmseg's loss gets, as lists."""
+    seen = []
+    monkeypatch.setattr(
+        'mmseg.models.EncoderDecoder.loss', lambda self, inputs, samples: seen.
+        extend(s.gt_sem_seg.data.flatten().tolist() for s in samples))
+    model.loss(torch.zeros(len(samples), 3, 1, 3), list(samples))
+    return seen
+
+
+def test_each_image_is_labelled_in_the_classes_of_its_task(model, monkeypatch):
+    model.begin_task(DAY, [])
+    model.begin_task(NIGHT, [])
+    label = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
+    samples = [
+        sample_of(label.clone(), **task)
+        for task in (dict(task='day'), dict(task='night'), dict())
+    ]
+    # sky, road; lamp, road; and, of the task that is trained, lamp, road
+    assert labels_learned(model, monkeypatch, *samples) == [[0, 1, 255],
+                                                            [2, 1, 255],
+                                                            [2, 1, 255]]
+
+
+def test_loaded_model_knows_the_labels_of_earlier_tasks(
+        model, monkeypatch, tmp_path):
+    model.begin_task(DAY, [])
+    model.end_task(DAY, [])
+    model.save_task(DAY, tmp_path, {})
+    config = model_config()
+    del config['type']
+    other = FineTuneSegmentor(**config)
+    other.check_stream([DAY, NIGHT])
+    other.load_tasks([DAY], tmp_path)
+    other.begin_task(NIGHT, [])
+    sample = sample_of(
+        torch.tensor([[[0, 1, 255]]], dtype=torch.uint8), task='day')
+    assert labels_learned(other, monkeypatch, sample) == [[0, 1, 255]]
+
+
+def test_weights_for_another_number_of_classes_are_refused():
+    config = model_config()
+    del config['type']
+    config['decode_head']['loss_decode']['class_weight'] = [1.0, 2.0]
+    model = FineTuneSegmentor(**config)
+    model.check_stream([DAY])
+    # each task has two classes, both together have three
+    with pytest.raises(ValueError, match='has 2 values, .* 3 classes'):
+        model.check_stream([DAY, NIGHT])
 
 
 def test_loss_has_a_gradient_for_the_whole_network(model):
@@ -225,4 +276,73 @@ def test_resumed_stream_equals_the_uninterrupted_one(run, learn, config,
         (work_dir / 'library' / 'infrared' / 'model.safetensors').read_bytes()
         for work_dir in (run.work_dir, resumed.work_dir)
     ]
+    assert files[0] == files[1]
+
+
+# -- replay -------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def replay_config(config):
+
+    def make(work_dir, **changes):
+        rehearsal = dict(tasks='seen', images_per_task=2)
+        return config(work_dir, train_cfg__rehearsal=rehearsal, **changes)
+
+    return make
+
+
+@pytest.fixture(scope='module')
+def replay(learn, replay_config, tmp_path_factory):
+    return learn(replay_config(tmp_path_factory.mktemp('replay') / 'run'))
+
+
+@pytest.mark.integration
+def test_replay_changes_nothing_before_the_second_task(run, replay):
+    first, second = ([
+        (run.work_dir / 'library' / task / 'model.safetensors').read_bytes()
+        for task in ('day', 'night')
+    ] for run in (run, replay))
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
+@pytest.mark.integration
+def test_replay_keeps_the_images_as_well(run, replay):
+    alone, both = (
+        json.loads((run.work_dir / 'results.json').read_text())['cost']
+        for run in (run, replay))
+    data = replay.runner.train_loop.data
+    extra = [b - a for a, b in zip(alone['kept_bytes'], both['kept_bytes'])]
+    assert extra == [data.kept_bytes(index) for index in range(3)]
+    assert 0 < extra[0] < extra[1] < extra[2]
+    assert alone['kept_params'] == both['kept_params']
+
+
+class StopAfter(Hook):
+    """Ends the process after an iteration of a task."""
+
+    def __init__(self, task, iteration):
+        self.stop, self.task = (task, iteration), ''
+
+    def before_stream_task(self, runner, tasks, index):
+        self.task = tasks[index].name
+
+    def after_train_iter(self, runner, batch_idx, **kwargs):
+        if (self.task, batch_idx) == self.stop:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.integration
+def test_replay_goes_on_in_the_middle_of_a_task(learn, replay_config, replay,
+                                                tmp_path):
+    changes = dict(train_cfg__checkpoint_interval=1)
+    with pytest.raises(KeyboardInterrupt):
+        learn(
+            replay_config(tmp_path / 'run', **changes),
+            StopAfter('infrared', 1))
+    resumed = learn(replay_config(tmp_path / 'run', resume=True, **changes))
+    assert resumed.diary.learned == ['infrared']
+    files = [(run.work_dir / 'library' / 'infrared' /
+              'model.safetensors').read_bytes() for run in (replay, resumed)]
     assert files[0] == files[1]

@@ -1,0 +1,7 @@
+"""EWC, CamVid day -> dusk -> IDD-Lite.
+
+Run:    python tools/train.py configs/baselines/ewc_mobilenet_v2_camvid_idd.py
+Expect: not measured yet.
+"""
+_base_ = './fine_tune_mobilenet_v2_camvid_idd.py'
+model = dict(type='EWCSegmentor')

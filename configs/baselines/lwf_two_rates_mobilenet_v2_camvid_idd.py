@@ -1,0 +1,9 @@
+"""LwF with MDIL's two learning rates, CamVid day -> dusk -> IDD-Lite.
+
+Run:    python tools/train.py configs/baselines/lwf_two_rates_mobilenet_v2_camvid_idd.py
+Expect: not measured yet.
+"""
+_base_ = './lwf_mobilenet_v2_camvid_idd.py'
+# MDIL trains what domains share with 5e-6, the rest with 5e-4.
+model = dict(shared_lr_mult=0.01)
+train_cfg = dict(method='LwF, two learning rates')

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Elastic weight consolidation: what mattered before is hard to move."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Iterable, Sequence
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.structures import PixelData
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmseg.registry import MODELS
+from mmseg_mile.experts.model_store import load_model, save_model
+from mmseg_mile.structures import Task
+from mmseg_mile.structures.expert import TensorDict
+from .defended_segmentor import DefendedSegmentor
+from .fisher_information import (Image, evenly_spaced, fisher_diagonal, fitted,
+                                 quadratic_penalty)
+
+_FISHER = 'fisher.'
+_IGNORED = 255
+
+
+@MODELS.register_module()
+class EWCSegmentor(DefendedSegmentor):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, 1612.00796).
+
+    From the second task on, eq. 3 of the paper is trained:
+    ``loss + ewc_weight / 2 * sum_i F_i (theta_i - anchor_i)^2``, with the
+    weights as the last task left them as anchor, and the diagonal of the
+    Fisher information F as importance. Where we choose or depart:
+
+    - One penalty for all earlier tasks around the newest anchor, ``F <-
+      gamma F + F_task`` after each task (online EWC: Schwarz et al. 2018,
+      1805.06370), so that memory does not grow with the stream. The paper
+      has one penalty per task.
+    - The empirical Fisher: squared gradients with the true labels, image by
+      image, which takes no draw of a random number. The exact one takes the
+      labels that the model finds likely; the paper leaves this open, and
+      implementations differ (van de Ven 2025, 2502.11756).
+    - The likelihood is the decode head's training loss, class weights
+      included, without auxiliary heads, dropout, or augmentation, and with
+      norm layers in eval mode. A mean over pixels, so F is small and
+      ``ewc_weight`` large.
+    - Running statistics of norm layers are no parameters, so F cannot defend
+      them: ``hold_statistics`` does.
+
+    Rows of new classes are free until their first task has ended. No task
+    label is used at test time.
+
+    Args:
+        ewc_weight (float): Strength of the defence. Defaults to 1e4.
+        gamma (float): What an earlier task's importance keeps with each
+            later one, 0 to 1. Defaults to 1.0: all of it.
+        fisher_images (int): Training images of a task that F is estimated
+            from, evenly spaced. Defaults to 100.
+        *args, **kwargs: As in :class:`DefendedSegmentor`.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    METHOD = 'EWC'
+
+    def __init__(self,
+                 *args: Any,
+                 ewc_weight: float = 1e4,
+                 gamma: float = 1.0,
+                 fisher_images: int = 100,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if ewc_weight < 0:
+            raise ValueError('model.ewc_weight must be >= 0 (0 is plain '
+                             f'fine-tuning), got {ewc_weight}')
+        if not 0 <= gamma <= 1:
+            raise ValueError('model.gamma must lie between 0 (only the last '
+                             f'task counts) and 1, got {gamma}')
+        if fisher_images < 1:
+            raise ValueError('model.fisher_images must be at least 1, got '
+                             f'{fisher_images}')
+        self.ewc_weight = ewc_weight
+        self.gamma = gamma
+        self.fisher_images = fisher_images
+        # no buffers: they do not change while a task is trained
+        self._fisher: TensorDict = {}
+        self._anchor: TensorDict = {}
+
+    def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """Grow the head; the weights as they are become the anchor."""
+        super().begin_task(task, loader)
+        parameters = dict(self.named_parameters())
+        self._fisher = fitted(self._fisher, parameters,
+                              'decode_head.conv_seg.')
+        self._anchor = {
+            name: parameters[name].detach().clone()
+            for name in self._fisher
+        }
+
+    def end_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """Add what matters for the task to what mattered before."""
+        super().end_task(task, loader)
+        self._anchor = {}
+        mode = self.training
+        self.eval()
+        # a loader draws a seed whenever it starts
+        with torch.random.fork_rng(devices=[]):
+            fresh = fisher_diagonal(
+                evenly_spaced(loader,
+                              -(-self.fisher_images // get_world_size())),
+                lambda image: self._loss_of_image(task, image), {
+                    n: p
+                    for n, p in self.named_parameters() if p.requires_grad
+                })
+        self.train(mode)
+        for name, value in self._fisher.items():
+            fresh[name] += self.gamma * value
+        self._fisher = fresh
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict:
+        """Fine-tuning's loss, and ``loss_ewc`` from the second task on."""
+        losses = super().loss(inputs, data_samples)
+        if self._anchor:
+            losses['loss_ewc'] = self.ewc_weight * quadratic_penalty(
+                dict(self.named_parameters()), self._anchor, self._fisher)
+        return losses
+
+    def save_task(self, task: Task, folder: Path,
+                  provenance: Dict[str, Any]) -> None:
+        """Write all weights, which are the next anchor, and F."""
+        fisher = {_FISHER + key: value for key, value in self._fisher.items()}
+        save_model(folder / task.name, dict(self.state_dict(), **fisher),
+                   self.classes, self.palette, provenance)
+
+    def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
+        """Read weights and F as they were after the last of ``tasks``."""
+        if tasks:
+            state, classes, palette = load_model(folder / tasks[-1].name)
+            self.speak(self.new_head(len(classes)), classes, palette)
+            self._fisher = {
+                key[len(_FISHER):]: state.pop(key).to(self.device)
+                for key in list(state) if key.startswith(_FISHER)
+            }
+            self.load_state_dict(state, strict=True)
+
+    def kept_cost(self, folder: Path) -> Dict[str, int]:
+        """See :meth:`ContinualSegmentor.kept_cost`; F is kept as well."""
+        cost = super().kept_cost(folder)
+        for value in self._fisher.values():
+            cost['params'] += value.numel()
+            cost['bytes'] += value.nbytes
+        return cost
+
+    def _loss_of_image(self, task: Task, image: Image) -> Tensor:
+        """The training loss of one test-pipeline image, a scalar."""
+        data = self.data_preprocessor(image, False)
+        sample, = data['data_samples']
+        sample = sample.clone()
+        sample.set_metainfo(dict(task=task.name))
+        sample.gt_sem_seg = PixelData(
+            data=_as_the_input(sample, data['inputs']))
+        losses = super().loss(data['inputs'], [sample])
+        return self.parse_losses(losses)[0]
+
+
+def _as_the_input(sample: Any, inputs: Tensor) -> Tensor:
+    """Labels in the size of the image that the network sees.
+
+    The test pipeline leaves them in the original size.
+    """
+    labels = sample.gt_sem_seg.data
+    height, width = sample.img_shape[:2]
+    resized = F.interpolate(
+        labels[None].float(), (height, width), mode='nearest')[0]
+    bottom, right = inputs.shape[2] - height, inputs.shape[3] - width
+    return F.pad(
+        resized, (0, right, 0, bottom), value=_IGNORED).to(labels.dtype)
