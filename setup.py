@@ -20,6 +20,8 @@ INSTALL_REQUIRES = [
     'numpy>=2.0',
     'opencv-python>=4.10',
     'matplotlib>=3.8',
+    'jinja2>=3.1',
+    'markupsafe>=2.1',
     'prettytable>=3.0',
 ]
 
@@ -77,6 +79,7 @@ if __name__ == '__main__':
             'Topic :: Scientific/Engineering :: Artificial Intelligence',
         ],
         packages=find_packages(include=['mmseg_mile', 'mmseg_mile.*']),
+        package_data={'mmseg_mile.reports': ['templates/*']},
         python_requires='>=3.10',
         install_requires=INSTALL_REQUIRES,
         extras_require=dict(

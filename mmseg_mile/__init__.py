@@ -4,9 +4,10 @@
 Importing the package registers its components with ``mmseg.registry``;
 configs do so by ``custom_imports = dict(imports=['mmseg_mile'])``.
 """
-from . import baselines, datasets, engine, models, visualization
+from . import baselines, datasets, engine, models, reports, visualization
 from .version import __version__
 
 __all__ = [
-    '__version__', 'baselines', 'datasets', 'engine', 'models', 'visualization'
+    '__version__', 'baselines', 'datasets', 'engine', 'models', 'reports',
+    'visualization'
 ]

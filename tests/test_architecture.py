@@ -26,13 +26,14 @@ ALLOWED: dict[str, set[str]] = {
     'engine': {'structures', 'datasets', 'evaluation', 'experts', 'models'},
     'baselines': {'structures', 'experts', 'models'},
     'visualization': {'structures', 'evaluation'},
+    'reports': {'structures', 'evaluation', 'visualization'},
     'apis': {
         'structures', 'datasets', 'evaluation', 'experts', 'models', 'engine',
-        'baselines', 'visualization'
+        'baselines', 'visualization', 'reports'
     },
     'benchmarks': {
         'structures', 'datasets', 'evaluation', 'experts', 'models', 'engine',
-        'baselines', 'visualization', 'apis'
+        'baselines', 'visualization', 'reports', 'apis'
     },
 }
 TOP_LEVEL_MODULES = {'__init__.py', 'version.py'}

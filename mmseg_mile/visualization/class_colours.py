@@ -43,6 +43,11 @@ def paint_labels(labels: np.ndarray,
     return table[np.where(labels == ignore_index, len(classes), labels)]
 
 
+def hex_colour(colour: Colour) -> str:
+    """``#rrggbb``, as matplotlib and web pages write a colour."""
+    return '#{:02x}{:02x}{:02x}'.format(*colour)
+
+
 def _free_shade(colour: Colour, taken: Iterable[Colour]) -> Colour:
     shades = [colour]
     for strength in (0.4, 0.6, 0.2, 0.3, 0.5, 0.7):

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 
 from mmseg_mile.evaluation.stream_results import StreamResults
 from .figure_file import PathLike, save_figure
@@ -16,12 +17,21 @@ from .heat_map import (add_title, draw_colour_bar, draw_heat_map,
 
 
 def draw_gate_confusion(results: StreamResults, path: PathLike) -> Path:
-    """Heat map of true task against chosen expert.
-
-    Colour is the share of the task's images, numbers are images.
+    """Write :func:`figure_gate_confusion` as a PNG.
 
     Returns:
         Path: The PNG that was written.
+
+    Raises:
+        ValueError: If no routing was measured.
+    """
+    return save_figure(figure_gate_confusion(results), path)
+
+
+def figure_gate_confusion(results: StreamResults) -> Figure:
+    """Heat map of true task against chosen expert.
+
+    Colour is the share of the task's images, numbers are images.
 
     Raises:
         ValueError: If no routing was measured.
@@ -38,7 +48,7 @@ def draw_gate_confusion(results: StreamResults, path: PathLike) -> Path:
     # The root makes one wrong image in a hundred visible.
     scale = ScalarMappable(PowerNorm(0.5, 0, 100), colormaps['Blues'])
 
-    figure, (axes, ), bar = heat_map_figure(results.tasks, 1)
+    figure, (axes, ), (bar, ) = heat_map_figure(results.tasks, 1)
     draw_heat_map(axes, share, texts, results.tasks, scale)
     draw_colour_bar(figure, bar, scale, "% of the task's images")
     bar.set_yticks([0, 1, 5, 10, 25, 50, 100])
@@ -48,4 +58,4 @@ def draw_gate_confusion(results: StreamResults, path: PathLike) -> Path:
         fontsize=11)
     label_axes(figure, [axes], 'chosen expert', 'true task')
     add_title(figure, [axes], f'{results.method} on {results.stream}')
-    return save_figure(figure, path)
+    return figure

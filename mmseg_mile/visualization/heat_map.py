@@ -2,7 +2,7 @@
 """A matrix over tasks as coloured cells with their numbers."""
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,75 +10,96 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from .figure_file import new_figure
-from .text_fit import fit_text, text_inches
+from .task_styles import LABEL_SIZE, name_inches, short_name, upright
+from .text_fit import text_inches
 
-LABEL_SIZE = 9
-MAX_LABEL = 1.3
-# Beyond this many tasks numbers and names would be too small to read.
+# Beyond this many columns numbers would be too small to read.
 MAX_NUMBERED = 24
+# Beyond this many columns or rows so would be their names.
 MAX_NAMED = 40
 # Inches around and between the panels.
 TITLE, HEADING, AXIS_LABEL = 0.4, 0.3, 0.4
 GAP, BAR, BAR_LABEL = 0.2, 0.16, 0.7
 
 
-def heat_map_figure(names: Sequence[str],
-                    num_panels: int) -> Tuple[Figure, List[Axes], Axes]:
-    """Figure with square panels in a row and a colour bar on their right.
+def heat_map_figure(
+        names: Sequence[str],
+        num_panels: int,
+        rows: Optional[Sequence[str]] = None,
+        bar_each: bool = False) -> Tuple[Figure, List[Axes], List[Axes]]:
+    """Figure with panels in a row and a colour bar on their right.
 
     Every part is placed in inches by what its text measures, so that
     neither labels overlap nor gaps open, whatever the tasks are called.
 
+    Args:
+        names (Sequence[str]): Of the columns.
+        num_panels (int): How many stand in the row.
+        rows (Sequence[str], optional): Names of the rows; without, they are
+            those of the columns and the cells are square. Defaults to None.
+        bar_each (bool): Whether each panel has a bar of its own, or one
+            serves all. Defaults to False.
+
     Returns:
-        tuple: Figure, the panels, and the axes of the colour bar.
+        tuple: Figure, the panels, and the axes of the colour bars.
     """
-    size = len(names)
-    side = size * _cell_inches(size)
-    longest = max(map(_label_inches, names))
-    below = longest if _upright(names) else 0.15
-    left, bottom = longest + AXIS_LABEL, below + AXIS_LABEL
-    width = left + num_panels * (side + GAP) + BAR + BAR_LABEL
-    height = bottom + side + HEADING + TITLE
+    cell = _cell_inches(len(names)) if rows is None else _narrow_cell_inches(
+        len(names))
+    side = len(names) * cell
+    high = side if rows is None else _rows_inches(len(rows))
+    below = _names_inches(names) if upright(names, cell) else 0.15
+    left = AXIS_LABEL + _names_inches(names if rows is None else rows)
+    bottom, bar = below + AXIS_LABEL, BAR + BAR_LABEL
+    step = side + GAP + bar * bar_each
+    width = left + num_panels * step + bar * (not bar_each)
+    height = bottom + high + HEADING + TITLE
     figure = new_figure(width, height)
 
     def place(x: float, wide: float) -> Axes:
         return figure.add_axes(
-            (x / width, bottom / height, wide / width, side / height))
+            (x / width, bottom / height, wide / width, high / height))
 
-    panels = [place(left + i * (side + GAP), side) for i in range(num_panels)]
-    bar = place(width - BAR - BAR_LABEL, BAR)
-    return figure, panels, bar
+    starts = [left + i * step for i in range(num_panels)]
+    panels = [place(x, side) for x in starts]
+    if bar_each:
+        return figure, panels, [place(x + side + GAP, BAR) for x in starts]
+    return figure, panels, [place(width - bar, BAR)]
 
 
-def draw_heat_map(axes: Axes, values: np.ndarray, texts: np.ndarray,
-                  names: Sequence[str], scale: ScalarMappable) -> None:
-    """Draw a (T, T) matrix; NaN cells stay blank.
+def draw_heat_map(axes: Axes,
+                  values: np.ndarray,
+                  texts: np.ndarray,
+                  names: Sequence[str],
+                  scale: ScalarMappable,
+                  rows: Optional[Sequence[str]] = None) -> None:
+    """Draw an (R, T) matrix; NaN cells stay blank.
 
     Args:
         axes (Axes): Where to draw.
-        values (np.ndarray): (T, T) values that choose the colours.
-        texts (np.ndarray): (T, T) strings written into the cells.
-        names (Sequence[str]): Task names along both axes.
+        values (np.ndarray): (R, T) values that choose the colours.
+        texts (np.ndarray): (R, T) strings written into the cells.
+        names (Sequence[str]): Of the T columns.
         scale (ScalarMappable): From values to colours.
+        rows (Sequence[str], optional): Of the R rows; without, those of the
+            columns. Defaults to None.
     """
-    size = len(names)
     image = axes.imshow(
-        np.ma.masked_invalid(values), cmap=scale.cmap, interpolation='nearest')
+        np.ma.masked_invalid(values),
+        cmap=scale.cmap,
+        interpolation='nearest',
+        aspect='auto')
     image.set_norm(scale.norm)
-    _name_ticks(axes, names)
+    _name_ticks(axes, names, names if rows is None else rows)
     # White lines keep neighbouring cells of one colour apart.
-    edges = np.arange(size + 1) - 0.5
-    axes.set_xticks(edges, minor=True)
-    axes.set_yticks(edges, minor=True)
-    axes.grid(
-        which='minor',
-        color='white',
-        linewidth=1.2 if size <= MAX_NUMBERED else 0.3)
+    axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(values.shape[0] + 1) - 0.5, minor=True)
+    small = max(values.shape) > MAX_NUMBERED
+    axes.grid(which='minor', color='white', linewidth=0.3 if small else 1.2)
     axes.tick_params(which='both', length=0)
     axes.spines[:].set_color('0.6')
-    if size > MAX_NUMBERED:
+    if values.shape[1] > MAX_NUMBERED or values.shape[0] > MAX_NAMED:
         return
-    font = 10 if size <= 4 else 9 if size <= 8 else 7.5
+    font = _number_size(values.shape[1], square=rows is None)
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             axes.text(
@@ -138,21 +159,26 @@ def _middle(panels: Sequence[Axes]) -> Tuple[float, float]:
     return (first.x0 + last.x1) / 2, (first.y0 + first.y1) / 2
 
 
-def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
-    size = len(names)
-    # A long stream has room for every n-th name only.
-    ticks = range(0, size, -(-size // MAX_NAMED))
-    labels = [_short(names[i]) for i in ticks]
-    font = LABEL_SIZE if size <= MAX_NUMBERED else 6
-    axes.set_xticks(
-        ticks, labels, fontsize=font, rotation=90 if _upright(names) else 0)
-    axes.set_yticks(ticks, labels, fontsize=font)
+def _name_ticks(axes: Axes, columns: Sequence[str],
+                rows: Sequence[str]) -> None:
+    square = rows is columns
+    cell = (_cell_inches if square else _narrow_cell_inches)(len(columns))
+    turned = 90 if upright(columns, cell) else 0
+    for names, set_ticks, rotation in ((columns, axes.set_xticks, turned),
+                                       (rows, axes.set_yticks, 0)):
+        # A long axis has room for every n-th name only.
+        ticks = range(0, len(names), -(-len(names) // MAX_NAMED))
+        labels = [short_name(names[i]) for i in ticks]
+        set_ticks(ticks, labels, fontsize=_font(names), rotation=rotation)
 
 
-def _upright(names: Sequence[str]) -> bool:
-    """Whether a name along the x axis is wider than its cell."""
-    cell = _cell_inches(len(names))
-    return any(_label_inches(name) > 0.9 * cell for name in names)
+def _font(names: Sequence[str]) -> float:
+    return LABEL_SIZE if len(names) <= MAX_NUMBERED else 6
+
+
+def _names_inches(names: Sequence[str]) -> float:
+    """Room that the longest name takes."""
+    return max(map(name_inches, names)) * _font(names) / LABEL_SIZE
 
 
 def _cell_inches(num_tasks: int) -> float:
@@ -162,12 +188,22 @@ def _cell_inches(num_tasks: int) -> float:
     return max(0.46, 2.3 / num_tasks, min(0.95, 3.4 / num_tasks))
 
 
-def _label_inches(name: str) -> float:
-    return text_inches(_short(name), LABEL_SIZE) + 0.08
+def _narrow_cell_inches(num_columns: int) -> float:
+    if num_columns > MAX_NUMBERED:
+        return 9 / num_columns
+    return max(0.4, 2 / num_columns)
 
 
-def _short(name: str) -> str:
-    return fit_text(name, MAX_LABEL, LABEL_SIZE)
+def _rows_inches(num_rows: int) -> float:
+    """Height of all rows of a panel whose cells are not square."""
+    # few rows must leave room for the label of their colour bar
+    return max(2.2, 0.25 * min(num_rows, MAX_NAMED))
+
+
+def _number_size(num_columns: int, square: bool) -> float:
+    if not square:
+        return 8
+    return 10 if num_columns <= 4 else 9 if num_columns <= 8 else 7.5
 
 
 def _readable_on(rgba: np.ndarray) -> str:

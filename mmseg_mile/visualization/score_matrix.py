@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mmseg_mile.evaluation.stream_results import StreamResults
@@ -23,15 +24,21 @@ MIN_SPAN = 10
 
 
 def draw_score_matrix(results: StreamResults, path: PathLike) -> Path:
+    """Write :func:`figure_score_matrix` as a PNG.
+
+    Returns:
+        Path: The PNG that was written.
+    """
+    return save_figure(figure_score_matrix(results), path)
+
+
+def figure_score_matrix(results: StreamResults) -> Figure:
     """Heat maps of routed and oracle mIoU, side by side.
 
     Rows: after learning a task; columns: evaluated on a task. The frame on
     the diagonal marks the task just learned; what lies right of it is
     zero-shot. Cells that were not evaluated stay blank, and the oracle is
     left out where it was not evaluated at all.
-
-    Returns:
-        Path: The PNG that was written.
     """
     kinds = [
         kind for kind in TITLES
@@ -39,7 +46,7 @@ def draw_score_matrix(results: StreamResults, path: PathLike) -> Path:
     ]
     # One scale for both, so that equal colours are equal scores.
     scale = _colour_scale([results.miou[kind] for kind in kinds])
-    figure, panels, bar = heat_map_figure(results.tasks, len(kinds))
+    figure, panels, (bar, ) = heat_map_figure(results.tasks, len(kinds))
     for axes, kind in zip(panels, kinds):
         matrix = results.miou[kind]
         texts = np.array([[f'{v:.1f}' for v in line] for line in matrix])
@@ -51,7 +58,7 @@ def draw_score_matrix(results: StreamResults, path: PathLike) -> Path:
     draw_colour_bar(figure, bar, scale, 'mIoU (%)')
     add_title(figure, panels, f'{results.method} on {results.stream}, '
               f'seed {results.seed}')
-    return save_figure(figure, path)
+    return figure
 
 
 def _colour_scale(matrices: Sequence[np.ndarray]) -> ScalarMappable:
