@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from mmseg_mile.apis.pretrained import set_pretrained
 from mmseg_mile.engine.process_group import use_cpu_group
 
 
@@ -28,6 +29,10 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='automatic mixed precision: float16 with loss scaling on a GPU, '
         'bfloat16 on a CPU')
+    parser.add_argument(
+        '--pretrained',
+        help='weights that the backbone starts from, instead of those that '
+        'the config names')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -49,10 +54,12 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         ValueError: If --amp meets an optimizer wrapper that it cannot turn
-            into mixed precision.
+            into mixed precision, or --pretrained a backbone without weights.
     """
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
+    if args.pretrained is not None:
+        set_pretrained(cfg, args.pretrained)
     cfg.launcher = args.launcher
     cfg.resume = args.resume
     if args.work_dir is not None:
