@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmseg_mile.engine.task_config import check_metainfo, check_task_configs
+from mmseg_mile.engine.task_config import (check_metainfo, check_task_configs,
+                                           in_order)
 
 DATASET = dict(type='BaseSegDataset')
 META = dict(classes=('road', ), palette=[[1, 2, 3]])
@@ -46,3 +47,16 @@ def test_metainfo_that_is_not_what_it_seems_is_refused(change, message):
     check_metainfo(META, 'x')
     with pytest.raises(ValueError, match=message):
         check_metainfo({**META, **change}, 'x')
+
+
+def test_tasks_can_be_learned_in_another_order():
+    tasks = [dict(name='day'), dict(name='night')]
+    assert in_order(tasks, ['night', 'day']) == tasks[::-1]
+    assert in_order(tasks, None) is tasks
+
+
+@pytest.mark.parametrize('order',
+                         [['day'], ['day', 'day'], ['day', 'night', 'snow']])
+def test_order_must_name_every_task_once(order):
+    with pytest.raises(ValueError, match='train_cfg.order must name every'):
+        in_order([dict(name='day'), dict(name='night')], order)
