@@ -65,8 +65,8 @@ def enter_row(results: StreamResults,
     distances = gate.prototype_distances() if gate else None
     if gate is not None and distances is not None:
         order = [gate.expert_names.index(task.name) for task, _ in learned]
-        results.set_prototype_distances(
-            distances[order][:, order].cpu().numpy())
+        results.set_prototype_distances(distances[order][:,
+                                                         order].cpu().numpy())
     results.compute_scores()
     return {t.name: s.digest for t, s in zip(tasks, scores) if s.digest}
 
