@@ -44,6 +44,8 @@ demo: $(READY)  ## Install, make the demo data, learn a stream, print scores
 	@echo
 	@echo 'Scores:'
 	@find $(DEMO_DIR) -name results.json | sort | sed 's/^/  /'
+	@echo 'Report:'
+	@find $(DEMO_DIR) -name report.html | sed 's/^/  /'
 	@echo 'Pictures:'
 	@find $(DEMO_DIR) -name '*.png' | sed 's|/[^/]*$$|/|' | sort | uniq -c
 

@@ -2,25 +2,21 @@
 """One full model per task, each trained alone."""
 from __future__ import annotations
 
-import contextlib
 import copy
 from pathlib import Path
-from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
-                    Tuple)
-
-from torch import Tensor
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 from mmseg.registry import MODELS
 from mmseg_mile.experts.model_store import load_model, save_model
-from mmseg_mile.models import ContinualSegmentor
 from mmseg_mile.structures import Task
 from mmseg_mile.structures.expert import TensorDict
+from .given_task_segmentor import GivenTaskSegmentor
 
 _Model = Tuple[TensorDict, Tuple[str, ...], Tuple[Tuple[int, ...], ...]]
 
 
 @MODELS.register_module()
-class SingleTaskSegmentor(ContinualSegmentor):
+class SingleTaskSegmentor(GivenTaskSegmentor):
     """Every task fine-tunes the pretrained network afresh and in full.
 
     Nothing is shared, so nothing is forgotten and nothing transferred; T
@@ -29,13 +25,11 @@ class SingleTaskSegmentor(ContinualSegmentor):
     """
 
     METHOD = 'one model per task'
-    needs_task_label = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._models: Dict[str, _Model] = {}
         self._pretrained: Optional[TensorDict] = None
-        self._forced: Optional[str] = None
 
     @property
     def expert_names(self) -> Tuple[str, ...]:
@@ -54,38 +48,6 @@ class SingleTaskSegmentor(ContinualSegmentor):
         self.drop_auxiliary_heads()
         state = {k: v.detach().clone() for k, v in self.state_dict().items()}
         self._models[task.name] = (state, self.classes, self.palette)
-
-    def predict(self,
-                inputs: Tensor,
-                data_samples: Optional[list] = None) -> list:
-        """Predict each image with the model of its task."""
-        samples = data_samples or [None] * len(inputs)
-        tasks = [s.metainfo.get('task') if s else None for s in samples]
-        outputs: List[Any] = [None] * len(inputs)
-        for task in dict.fromkeys(tasks):
-            indices = [i for i, t in enumerate(tasks) if t == task]
-            name = self._forced or (task if task in self._models else
-                                    self.expert_names[-1])
-            self._take(name)
-            group = super().predict(
-                inputs[indices], data_samples
-                and [data_samples[i] for i in indices])
-            for index, sample in zip(indices, group):
-                sample.set_metainfo(dict(expert=name))
-                outputs[index] = sample
-        return outputs
-
-    @contextlib.contextmanager
-    def forced(self, expert: str) -> Iterator[None]:
-        """Predict every image inside the block with one task's model."""
-        if expert not in self._models:
-            raise ValueError(f'no model of task {expert!r}; models: '
-                             f'{self.expert_names}')
-        previous, self._forced = self._forced, expert
-        try:
-            yield
-        finally:
-            self._forced = previous
 
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
@@ -107,7 +69,8 @@ class SingleTaskSegmentor(ContinualSegmentor):
         for task in tasks:
             self._models[task.name] = load_model(folder / task.name)
 
-    def _take(self, name: str) -> None:
+    def take(self, name: str) -> None:
+        """See :meth:`GivenTaskSegmentor.take`."""
         state, classes, palette = self._models[name]
         if len(classes) != self.num_classes:
             self.speak(self.new_head(len(classes)).eval(), classes, palette)
