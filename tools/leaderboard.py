@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 import warnings
 from functools import partial
@@ -120,10 +119,6 @@ def main() -> int:
     """Run or read, and write the tables."""
     args = parse_args()
     warnings.filterwarnings('ignore', category=UserWarning)
-    # whoever ends this process ends its runs, but nohup means it
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
     if args.results:
         for path in write(args.results, args.out, args.reference):
             print(path)

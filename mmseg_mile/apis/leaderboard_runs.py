@@ -7,10 +7,11 @@ import fcntl
 import os
 import signal
 import subprocess
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import (Callable, Dict, Iterator, List, NamedTuple, Optional,
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence)
 
 import torch
@@ -87,19 +88,21 @@ class LeaderboardRuns:
 
         Raises:
             ValueError: If another leaderboard runs in the same folder.
+            KeyboardInterrupt: After SIGINT, SIGTERM or SIGHUP.
         """
         self._waiting = [run for run in self._plan if run.results is None]
         done = len(self._plan) - len(self._waiting)
         if done:
             self._say(f'{done} of {len(self._plan)} runs are finished already')
-        with _only_one(self._root) as lock:
+        with _only_one(self._root) as lock, _Interrupts() as interrupts:
             try:
                 while self._waiting or self._active:
                     self._start(lock)
                     time.sleep(_POLL_SECONDS)
                     self._collect()
+                    interrupts.check()
             finally:
-                self._stop()
+                self._stop(interrupts)
         return list(self._failed.values())
 
     def _start(self, lock: int) -> None:
@@ -175,18 +178,49 @@ class LeaderboardRuns:
             eta = f', some {_duration(mean * left / self._jobs)} to go'
         self._say(f'[{total - left}/{total}] {text}{eta}')
 
-    def _stop(self) -> None:
+    def _stop(self, interrupts: '_Interrupts') -> None:
         """End what is running; a second Ctrl-C shortens the wait."""
         for active in self._active:
             _signal(active.process, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
+        while (any(active.process.poll() is None for active in self._active)
+               and time.monotonic() < deadline and interrupts.count < 2):
+            time.sleep(_POLL_SECONDS)
         for active in self._active:
-            try:
-                active.process.wait(max(0.0, deadline - time.monotonic()))
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                deadline = 0.0
             _end(active.process)
         self._active = []
+
+
+class _Interrupts:
+    """Signals are noted, and obeyed between two steps.
+
+    Else one could come between the start of a process and the moment that
+    it is known. What a shell has told this process to ignore stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._handlers: Dict[int, Any] = {}
+
+    def __enter__(self) -> '_Interrupts':
+        # Python handles signals in its main thread alone
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise a KeyboardInterrupt if there was a signal."""
+        if self.count:
+            raise KeyboardInterrupt
+
+    def _note(self, *signalled: Any) -> None:
+        self.count += 1
 
 
 @contextlib.contextmanager

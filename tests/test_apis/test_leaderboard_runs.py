@@ -208,11 +208,7 @@ except KeyboardInterrupt:
 
 
 def interrupted(root: Path, number: int) -> tuple[int, list[int]]:
-    """Signal a leaderboard in the midst of two runs.
-
-    Returns:
-        Its exit status and the processes of the runs.
-    """
+    """Exit status of a leaderboard signalled in two runs, and their pids."""
     folders = [Path(__file__).parent, Path(__file__).parents[1]]
     path = os.pathsep.join([
         *map(str, folders),
@@ -243,6 +239,29 @@ def test_ctrl_c_ends_the_runs_and_the_rest_is_run_later(root: Path) -> None:
     plan = planned(root, 'a', 'slow1', 'slow2', 'b')
     assert runs_of(root, plan).run_all() == []
     assert started(root)[3:] == ['slow1', 'slow2', 'b']
+
+
+def test_signal_in_the_midst_of_a_start_leaves_no_process(
+        root: Path, monkeypatch: Any) -> None:
+    popen = subprocess.Popen
+    pids: list[int] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen:
+        process = popen(*arguments, **options)
+        pids.append(process.pid)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, 'Popen', start)
+    with pytest.raises(KeyboardInterrupt):
+        runs_of(root, planned(root, 'slow')).run_all()
+    assert pids and not is_running(pids[0])
+
+
+def test_signals_are_handled_as_before_afterwards(root: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    runs_of(root, planned(root, 'a')).run_all()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_runs_that_outlive_a_leaderboard_are_not_run_twice(root: Path) -> None:

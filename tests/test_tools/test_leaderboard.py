@@ -39,19 +39,13 @@ def configs(tiny_config, quick, tmp_path_factory):
 @pytest.fixture
 def call(run_tool):
     """``call(...)``: exit status of the tool in this process."""
-    handlers = {
-        n: signal.getsignal(n)
-        for n in (signal.SIGTERM, signal.SIGHUP)
-    }
 
     def run(*arguments):
         with pytest.raises(SystemExit) as ended:
             run_tool(TOOL.name, *arguments)
         return ended.value.code
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 def arguments(configs, work_dir):

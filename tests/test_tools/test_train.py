@@ -109,3 +109,8 @@ def test_mixed_precision_of_another_optimizer_wrapper_is_refused(config):
                 'optim_wrapper.type=DeepSpeedOptimWrapper')
     assert done.returncode != 0
     assert "--amp needs optim_wrapper.type OptimWrapper, got '" in done.stderr
+
+
+def test_missing_pretrained_weights_are_refused(config, run_tool):
+    with pytest.raises(ValueError, match="weights 'absent.pth' do not exist"):
+        run_tool('train.py', config, '--pretrained', 'absent.pth')
