@@ -26,8 +26,9 @@ bounded = settings(
     database=None,
     suppress_health_check=[HealthCheck.too_slow])
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats()
-    | st.text(max_size=5),
+    # a training loop that ran before has turned subnormal numbers off
+    st.none() | st.booleans() | st.integers()
+    | st.floats(allow_subnormal=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6)
