@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
+from mmengine.hooks import Hook
 from run_comparison import library_files
+
+from mmseg_mile.engine.parallel import learn_experts
+from mmseg_mile.evaluation import StreamResults
 
 pytestmark = pytest.mark.integration
 
@@ -62,3 +67,80 @@ def test_broken_donor_is_named(stream_run, learn, tiny_config, tmp_path):
     with pytest.raises(ValueError, match='donor/results.json'):
         learn(
             tiny_config(tmp_path / 'run', train_cfg__experts_from=str(donor)))
+
+
+class Stop(Hook):
+    """Ends the process before the second row."""
+
+    def before_stream_row(self, runner, task_index):
+        if task_index == 1:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_run_takes_over_the_rest(stream_run, learn, tiny_config,
+                                             tmp_path):
+    donor = shutil.copytree(stream_run.work_dir, tmp_path / 'donor')
+    cfg = tiny_config(tmp_path / 'run', train_cfg__experts_from=str(donor))
+    with pytest.raises(KeyboardInterrupt):
+        learn(cfg, Stop())
+    cfg.resume = True
+    run = learn(cfg)
+    assert run.diary.learned == [] and run.diary.rows == [1, 2]
+    mine, theirs = results_of(run), results_of(stream_run)
+    for field in ('miou', 'class_iou', 'gate', 'scores'):
+        assert mine[field] == theirs[field]
+    for name in ('day', 'night', 'infrared'):
+        mine, theirs = ((r.work_dir / 'routing_log' /
+                         f'{name}.jsonl').read_bytes()
+                        for r in (run, stream_run))
+        assert mine == theirs
+    # all is in the run's own library now
+    shutil.rmtree(donor)
+    assert learn(cfg).diary.rows == []
+
+
+def test_interrupted_run_still_needs_the_donor(stream_run, learn, tiny_config,
+                                               tmp_path):
+    donor = shutil.copytree(stream_run.work_dir, tmp_path / 'donor')
+    cfg = tiny_config(tmp_path / 'run', train_cfg__experts_from=str(donor))
+    with pytest.raises(KeyboardInterrupt):
+        learn(cfg, Stop())
+    shutil.rmtree(donor)
+    cfg.resume = True
+    with pytest.raises(ValueError, match='donor.* holds no results.json'):
+        learn(cfg)
+
+
+def test_donor_that_is_not_finished_is_refused(stream_run, learn, tiny_config,
+                                               tmp_path):
+    donor = shutil.copytree(stream_run.work_dir, tmp_path / 'donor')
+    results = StreamResults.load(donor / 'results.json')
+    results.cost.train_seconds[2] = np.nan
+    results.save(donor / 'results.json')
+    with pytest.raises(
+            ValueError, match=r"has learned \['day', 'night'\], this stream"):
+        learn(
+            tiny_config(tmp_path / 'run', train_cfg__experts_from=str(donor)))
+
+
+def test_task_with_other_classes_is_refused_before_the_first_row(
+        stream_run, learn, tiny_config, tmp_path):
+    cfg = tiny_config(
+        tmp_path / 'run', train_cfg__experts_from=str(stream_run.work_dir))
+    task = cfg.train_cfg.tasks[2]
+    for split in ('train', 'val'):
+        task[f'{split}_dataset'].metainfo.classes = ('cold', 'bus')
+    with pytest.raises(ValueError, match="task 'infrared' has the classes"):
+        learn(cfg)
+    assert not (tmp_path / 'run' / 'results.json').exists()
+
+
+def test_tasks_learned_apart_cannot_be_taken_over(stream_run, tiny_config,
+                                                  tmp_path, quick,
+                                                  forget_runner):
+    cfg = tiny_config(
+        tmp_path / 'run', train_cfg__experts_from=str(stream_run.work_dir))
+    forget_runner()
+    with quick(), pytest.raises(
+            ValueError, match='nothing to learn at the same time.*train.py'):
+        learn_experts(cfg, executor=None, num_workers=1)

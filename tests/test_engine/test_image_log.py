@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from mmseg.structures import SegDataSample
 from mmseg_mile.engine.image_log import ImageLog
-from mmseg_mile.evaluation import DomainIoU
+from mmseg_mile.evaluation import (DomainIoU, read_routing_log,
+                                   write_routing_log)
 from mmseg_mile.structures import Task
 
 TASK = Task('day', ('road', 'car'), ((0, 0, 0), (9, 9, 9)),
@@ -62,3 +64,16 @@ def test_image_without_truth_has_no_score(tmp_path):
                                          counts((0, 1), truth=(255, 255)),
                                          None)
     assert line.miou is None and line.file == ''
+
+
+@pytest.mark.parametrize('name, logged', [
+    ('stra\u00dfe.png', 'stra\u00dfe.png'),
+    ('nacht\udcff.png', r'nacht\udcff.png'),
+])
+def test_any_file_name_can_be_logged(tmp_path, name, logged):
+    sample = SegDataSample(metainfo=dict(img_path=str(tmp_path / name)))
+    line = ImageLog(TASK, 'day', str(tmp_path)).entry(sample, counts((0, 1)),
+                                                      None)
+    write_routing_log(tmp_path / 'log.jsonl', [line])
+    assert [x.file
+            for x in read_routing_log(tmp_path / 'log.jsonl')] == [logged]

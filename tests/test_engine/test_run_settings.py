@@ -75,6 +75,23 @@ def test_tasks_at_the_end_are_no_change():
     assert changed({'train_cfg.tasks': tasks}) == {}
 
 
+def test_order_that_is_spelled_out_is_no_change():
+    tasks = [dict(name='night'), dict(name='day')]
+    assert changed({
+        'train_cfg.tasks': tasks,
+        'train_cfg.order': ['day', 'night']
+    }) == {}
+    assert changed({'train_cfg.order': ['day', 'night']}) == {}
+    assert changed({'train_cfg.order': None}) == {}
+
+
+def test_order_that_changed_is_named():
+    assert changed({'train_cfg.order': ['night', 'day']}) == {
+        'train_cfg.tasks.0.name': ('day', 'night'),
+        'train_cfg.tasks.1.name': ('night', 'day')
+    }
+
+
 def test_earlier_task_that_changed_is_named():
     tasks = [dict(name='day', max_iters=9), dict(name='night')]
     assert changed({'train_cfg.tasks': tasks}) == {

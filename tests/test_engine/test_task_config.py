@@ -55,8 +55,22 @@ def test_tasks_can_be_learned_in_another_order():
     assert in_order(tasks, None) is tasks
 
 
+def test_task_that_is_listed_twice_is_still_there_twice():
+    tasks = [task(), task(name='night'), task()]
+    twice = in_order(tasks, ['day', 'day', 'night'])
+    with pytest.raises(ValueError, match="two tasks .* called 'day'"):
+        check_task_configs(twice, 5)
+
+
+@pytest.mark.parametrize('tasks', [7, 'day', dict(name='day')])
+def test_order_of_no_list_of_tasks_is_refused(tasks):
+    with pytest.raises(ValueError, match='tasks must be a list of dicts'):
+        in_order(tasks, ['day'])
+
+
 @pytest.mark.parametrize('order',
-                         [['day'], ['day', 'day'], ['day', 'night', 'snow']])
+                         [['day'], ['day', 'day'], ['day', 'night', 'snow'],
+                          [], 'day', 3, [['day'], 'night']])
 def test_order_must_name_every_task_once(order):
     with pytest.raises(ValueError, match='train_cfg.order must name every'):
         in_order([dict(name='day'), dict(name='night')], order)

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch.distributed
 from safetensors.torch import load_file
+
+from mmseg_mile.evaluation import read_routing_log, routing_log_path
 
 ROOT = Path(__file__).resolve().parents[3]
 TASKS = ('day', 'night', 'infrared')
@@ -172,6 +175,26 @@ def test_scores_are_those_of_the_doubled_batch(one, two):
     assert mine['cost']['base_params'] == theirs['cost']['base_params']
 
 
+@pytest.mark.parametrize('after', TASKS)
+def test_routing_log_has_the_lines_of_one_process(one, two, after):
+    # the experts differ a little, the frozen base that routes does not
+    mine, theirs = ([
+        replace(line, miou=None, oracle_miou=None)
+        for line in read_routing_log(routing_log_path(run, after))
+    ] for run in (two, one))
+    assert [line.file for line in mine] == [
+        f'{task}/img/val/{index}.png' for task in TASKS for index in range(3)
+    ]
+    assert mine == theirs
+
+
+def test_size_and_work_are_those_of_one_process(one, two):
+    mine, theirs = (results(run)['cost'] for run in (two, one))
+    for field in ('kept_params', 'macs'):
+        assert mine[field] == theirs[field]
+    assert None not in mine['kept_params'] and mine['macs'] > 0
+
+
 def test_every_image_is_counted_once(two):
     confusion = results(two)['gate']['confusion']
     # three images of each task, which two processes cannot halve
@@ -203,4 +226,11 @@ def test_resumed_run_ends_with_the_same_results(resumed, two):
 def test_resumed_run_predicts_the_same_label_maps(resumed, two):
     mine, theirs = ((run / 'oracle_digests.json').read_text()
                     for run in (resumed, two))
+    assert mine == theirs
+
+
+@pytest.mark.parametrize('after', TASKS)
+def test_resumed_run_logs_the_same_lines(resumed, two, after):
+    mine, theirs = (
+        routing_log_path(run, after).read_bytes() for run in (resumed, two))
     assert mine == theirs
