@@ -2,8 +2,7 @@
 """Elastic weight consolidation: what mattered before is hard to move."""
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Dict, Iterable, Sequence
+from typing import Any, Iterable
 
 import torch
 from mmengine.dist import get_world_size
@@ -12,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmseg.registry import MODELS
-from mmseg_mile.experts.model_store import load_model, save_model
 from mmseg_mile.structures import Task
 from mmseg_mile.structures.expert import TensorDict
 from .defended_segmentor import DefendedSegmentor
@@ -126,31 +124,18 @@ class EWCSegmentor(DefendedSegmentor):
                 dict(self.named_parameters()), self._anchor, self._fisher)
         return losses
 
-    def save_task(self, task: Task, folder: Path,
-                  provenance: Dict[str, Any]) -> None:
-        """Write all weights, which are the next anchor, and F."""
+    def kept_state(self) -> TensorDict:
+        """All weights, which are the next anchor, and F."""
         fisher = {_FISHER + key: value for key, value in self._fisher.items()}
-        save_model(folder / task.name, dict(self.state_dict(), **fisher),
-                   self.classes, self.palette, provenance)
+        return dict(super().kept_state(), **fisher)
 
-    def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
-        """Read weights and F as they were after the last of ``tasks``."""
-        if tasks:
-            state, classes, palette = load_model(folder / tasks[-1].name)
-            self.speak(self.new_head(len(classes)), classes, palette)
-            self._fisher = {
-                key[len(_FISHER):]: state.pop(key).to(self.device)
-                for key in list(state) if key.startswith(_FISHER)
-            }
-            self.load_state_dict(state, strict=True)
-
-    def kept_cost(self, folder: Path) -> Dict[str, int]:
-        """See :meth:`ContinualSegmentor.kept_cost`; F is kept as well."""
-        cost = super().kept_cost(folder)
-        for value in self._fisher.values():
-            cost['params'] += value.numel()
-            cost['bytes'] += value.nbytes
-        return cost
+    def take_state(self, state: TensorDict) -> None:
+        """Take over weights and F."""
+        self._fisher = {
+            key[len(_FISHER):]: state.pop(key).to(self.device)
+            for key in list(state) if key.startswith(_FISHER)
+        }
+        super().take_state(state)
 
     def _loss_of_image(self, task: Task, image: Image) -> Tensor:
         """The training loss of one test-pipeline image, a scalar."""

@@ -13,6 +13,7 @@ from mmseg_mile.experts.model_store import load_model, save_model
 from mmseg_mile.models import ContinualSegmentor
 from mmseg_mile.models.segmentors.task_head import copy_matching, head_config
 from mmseg_mile.structures import Task
+from mmseg_mile.structures.expert import TensorDict
 
 
 @MODELS.register_module()
@@ -91,7 +92,7 @@ class FineTuneSegmentor(ContinualSegmentor):
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
         """Write all weights as they are after the task."""
-        save_model(folder / task.name, self.state_dict(), self.classes,
+        save_model(folder / task.name, self.kept_state(), self.classes,
                    self.palette, provenance)
 
     def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
@@ -99,7 +100,11 @@ class FineTuneSegmentor(ContinualSegmentor):
         if tasks:
             state, classes, palette = load_model(folder / tasks[-1].name)
             self.speak(self.new_head(len(classes)), classes, palette)
-            self.load_state_dict(state, strict=True)
+            self.take_state(state)
+
+    def take_state(self, state: TensorDict) -> None:
+        """Take over what :meth:`kept_state` gave, for the present head."""
+        self.load_state_dict(state, strict=True)
 
     def _table(self, task: str) -> Tensor:
         """From the labels of a task to those of the head; (256, ) int64."""

@@ -241,15 +241,14 @@ class MDILSegmentor(GivenTaskSegmentor):
             self._load(*load_model(folder / task.name), strict=True)
             self._keep(task.name)
 
-    def kept_cost(self, folder: Path) -> Dict[str, int]:
-        """See :meth:`ContinualSegmentor.kept_cost`; what is shared, once."""
+    def kept_state(self) -> Dict[str, Tensor]:
+        """See :meth:`ContinualSegmentor.kept_state`; what is shared, once."""
         shared = self._shared()
-        held = [v for k, v in self.state_dict().items() if k in shared]
-        for domain in self._domains.values():
-            held += domain.state.values()
-        return dict(
-            params=sum(value.numel() for value in held),
-            bytes=sum(value.nbytes for value in held))
+        held = {k: v for k, v in self.state_dict().items() if k in shared}
+        for name, domain in self._domains.items():
+            for key, value in domain.state.items():
+                held[f'{name}/{key}'] = value
+        return held
 
 
 @contextlib.contextmanager

@@ -125,15 +125,15 @@ class SharedLoRASegmentor(FineTuneSegmentor):
         head.load_state_dict(stored.head, strict=True)
         self.speak(head, stored.classes, stored.palette)
 
-    def kept_cost(self, folder: Path) -> Dict[str, int]:
-        """See :meth:`ContinualSegmentor.kept_cost`: base, adapter, head."""
-        cost = super().kept_cost(folder)
+    def kept_state(self) -> Dict[str, Tensor]:
+        """See :meth:`ContinualSegmentor.kept_state`: base, adapter, head."""
+        state = super().kept_state()
         if self.adapter is not None:
             adapter = self.backbone.experts[self.adapter]
-            for value in (*adapter.lora.values(), *adapter.norm.values()):
-                cost['params'] += value.numel()
-                cost['bytes'] += value.nbytes
-        return cost
+            for part in ('lora', 'norm'):
+                for key, value in getattr(adapter, part).items():
+                    state[f'{part}/{key}'] = value
+        return state
 
     def _rename(self, name: str) -> None:
         """Give the adapter a name; without one, it begins as the base."""

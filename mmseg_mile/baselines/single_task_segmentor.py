@@ -6,6 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
+from torch import Tensor
+
 from mmseg.registry import MODELS
 from mmseg_mile.experts.model_store import load_model, save_model
 from mmseg_mile.structures import Task
@@ -54,14 +56,13 @@ class SingleTaskSegmentor(GivenTaskSegmentor):
         """Write the task's model."""
         save_model(folder / task.name, *self._models[task.name], provenance)
 
-    def kept_cost(self, folder: Path) -> Dict[str, int]:
-        """See :meth:`ContinualSegmentor.kept_cost`; all models are kept."""
-        held = [
-            v for model in self._models.values() for v in model[0].values()
-        ]
-        return dict(
-            params=sum(v.numel() for v in held),
-            bytes=sum(v.numel() * v.element_size() for v in held))
+    def kept_state(self) -> Dict[str, Tensor]:
+        """See :meth:`ContinualSegmentor.kept_state`; all models are kept."""
+        return {
+            f'{task}/{key}': value
+            for task, (state, _, _) in self._models.items()
+            for key, value in state.items()
+        }
 
     def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
         """Read the models of the tasks."""

@@ -88,8 +88,9 @@ def enter_cost(results: StreamResults, index: int, seconds: float,
     cost.base_params = sum(p.numel() for p in model.backbone.parameters())
     if is_main_process():
         # the files are there once the main process has written them
-        kept = model.kept_cost(library)
-        cost.set_experts(model.expert_costs(library), results.tasks)
+        experts = model.expert_costs(library)
+        cost.set_experts(experts, results.tasks)
+        kept = model.kept_cost(experts)
         cost.set_task(index, seconds, kept['params'],
                       kept['bytes'] + image_bytes)
     else:

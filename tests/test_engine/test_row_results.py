@@ -86,7 +86,7 @@ def test_setting_says_whether_the_label_is_given(model):
 def test_cost_counts_kept_images_too(results, tmp_path):
     model = SimpleNamespace(
         backbone=torch.nn.Linear(3, 2),
-        kept_cost=lambda folder: dict(params=10, bytes=40),
+        kept_cost=lambda experts: dict(params=10, bytes=40),
         expert_costs=lambda folder: [])
     enter_cost(results, 1, 2.5, model, tmp_path, image_bytes=7)
     assert results.cost.base_params == 8

@@ -140,28 +140,32 @@ class ContinualSegmentor(EncoderDecoder):
         """Size of each expert as in ``results.json``; [] without experts."""
         return []
 
-    def kept_cost(self, folder: Path) -> Dict[str, int]:
-        """What must be kept to predict, and to go on learning.
+    def kept_state(self) -> Dict[str, Tensor]:
+        """Tensors to keep so as to predict, and to go on learning.
+
+        Without those of experts, whose sizes :meth:`expert_costs` gives.
+        """
+        return self.state_dict()
+
+    def kept_cost(self, experts: Sequence[Dict[str, Any]]) -> Dict[str, int]:
+        """Size of what must be kept to predict, and to go on learning.
 
         Args:
-            folder (Path): The library, with the tasks learned so far.
+            experts (Sequence[dict]): What :meth:`expert_costs` gave.
 
         Returns:
             dict[str, int]: ``params``, values of weights, statistics and
             prototypes, and ``bytes``, of what holds them.
         """
-        experts = self.expert_costs(folder)
-        module: nn.Module = self.backbone if experts else self
-        held = module.state_dict().values()
+        held = self.kept_state().values()
         counted = ('lora_params', 'head_params', 'norm_params',
                    'prototype_values')
         return dict(
             params=sum(v.numel() for v in held) + sum(expert[key]
                                                       for expert in experts
                                                       for key in counted),
-            bytes=sum(v.numel() * v.element_size()
-                      for v in held) + sum(expert['bytes']
-                                           for expert in experts))
+            bytes=sum(v.nbytes for v in held) + sum(expert['bytes']
+                                                    for expert in experts))
 
     def optim_wrapper_config(self, config: Dict[str, Any]) -> Dict[str, Any]:
         """The optimizer's config for the task that has begun.

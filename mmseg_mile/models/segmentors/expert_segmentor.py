@@ -290,8 +290,10 @@ class ExpertSegmentor(ContinualSegmentor):
         # one that was loaded from elsewhere is no cost of this library
         kept = [name for name in store.names if name in self.expert_names]
         return [
-            dict(
-                task=expert.name,
-                bytes=store.num_bytes(expert.name),
-                **expert.num_values()) for expert in store.open(kept)
+            dict(task=e.name, bytes=store.num_bytes(e.name), **e.num_values())
+            for e in store.open(kept)
         ]
+
+    def kept_state(self) -> Dict[str, Tensor]:
+        """See :meth:`ContinualSegmentor.kept_state`: the base."""
+        return self.backbone.state_dict()
