@@ -17,6 +17,13 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_mile.structures import Task
 
+AUXILIARY_HEAD = dict(
+    type='FCNHead',
+    in_channels=32,
+    in_index=2,
+    channels=8,
+    num_convs=1,
+    num_classes=19)
 DAY = Task('day', ('sky', 'road'), ((1, 1, 1), (2, 2, 2)), {}, {})
 NIGHT = Task('night', ('lamp', 'road'), ((3, 3, 3), (2, 2, 2)), {}, {})
 DUSK = Task('dusk', ('sky', 'road'), ((1, 1, 1), (2, 2, 2)), {}, {})

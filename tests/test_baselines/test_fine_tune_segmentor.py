@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.structures import PixelData
+from one_model import AUXILIARY_HEAD
 from tiny_stream import TINY_MODEL
 
 from mmseg.structures import SegDataSample
@@ -198,21 +200,11 @@ class StopBefore(Hook):
 
 
 @pytest.fixture(scope='module')
-def config(tiny_config):
-
-    def make(work_dir, **changes):
-        cfg = tiny_config(work_dir, train_cfg__max_iters=2, **changes)
-        cfg.model = model_config(
-            auxiliary_head=dict(
-                type='FCNHead',
-                in_channels=32,
-                in_index=2,
-                channels=8,
-                num_convs=1,
-                num_classes=19))
-        return cfg
-
-    return make
+def config(short_stream):
+    return partial(
+        short_stream,
+        model_config(auxiliary_head=AUXILIARY_HEAD),
+        train_cfg__max_iters=2)
 
 
 @pytest.fixture(scope='module')
@@ -261,11 +253,10 @@ def test_auxiliary_heads_are_not_kept(run):
 
 
 @pytest.mark.integration
-def test_resumed_stream_equals_the_uninterrupted_one(run, learn, config,
+def test_resumed_stream_equals_the_uninterrupted_one(run, config,
+                                                     stop_and_resume,
                                                      tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        learn(config(tmp_path / 'run'), StopBefore(2))
-    resumed = learn(config(tmp_path / 'run', resume=True))
+    resumed = stop_and_resume(config, tmp_path / 'run', StopBefore(2))
     assert resumed.diary.learned == ['infrared']
     matrices = [
         json.loads((work_dir / 'results.json').read_text())['miou']
@@ -334,14 +325,11 @@ class StopAfter(Hook):
 
 
 @pytest.mark.integration
-def test_replay_goes_on_in_the_middle_of_a_task(learn, replay_config, replay,
-                                                tmp_path):
-    changes = dict(train_cfg__checkpoint_interval=1)
-    with pytest.raises(KeyboardInterrupt):
-        learn(
-            replay_config(tmp_path / 'run', **changes),
-            StopAfter('infrared', 1))
-    resumed = learn(replay_config(tmp_path / 'run', resume=True, **changes))
+def test_replay_goes_on_in_the_middle_of_a_task(stop_and_resume, replay_config,
+                                                replay, tmp_path):
+    config = partial(replay_config, train_cfg__checkpoint_interval=1)
+    resumed = stop_and_resume(config, tmp_path / 'run',
+                              StopAfter('infrared', 1))
     assert resumed.diary.learned == ['infrared']
     files = [(run.work_dir / 'library' / 'infrared' /
               'model.safetensors').read_bytes() for run in (replay, resumed)]

@@ -114,11 +114,10 @@ def test_score_matrix_is_full(run):
 
 
 @pytest.mark.integration
-def test_resumed_stream_equals_the_uninterrupted_one(run, learn, config,
+def test_resumed_stream_equals_the_uninterrupted_one(run, config,
+                                                     stop_and_resume,
                                                      tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        learn(config(tmp_path / 'run'), Watch(stop=(2, 1)))
-    resumed = learn(config(tmp_path / 'run', resume=True))
+    resumed = stop_and_resume(config, tmp_path / 'run', Watch(stop=(2, 1)))
     assert resumed.diary.learned == ['night', 'infrared']
     files = [
         (folder / 'library' / 'infrared' / 'model.safetensors').read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
+from one_model import AUXILIARY_HEAD
 from safetensors.torch import load_file
 from tiny_stream import TINY_MODEL
 
@@ -269,9 +271,9 @@ def test_saved_domains_predict_the_same(model, tmp_path):
 
 def test_shared_values_are_kept_once_and_others_per_domain(model, tmp_path):
     learn_task(model, DAY)
-    one = model.kept_cost(tmp_path)
+    one = model.kept_cost([])
     learn_task(model, DUSK)
-    two = model.kept_cost(tmp_path)
+    two = model.kept_cost([])
     whole = sum(v.numel() for v in model.state_dict().values())
     shared = sum(p.numel() for n, p in model.backbone.named_parameters()
                  if n not in owned_by_domains(model.backbone))
@@ -327,27 +329,13 @@ class StopAfter(Hook):
 
 
 @pytest.fixture(scope='module')
-def config(tiny_config):
-
-    def make(work_dir, **changes):
-        cfg = tiny_config(
-            work_dir,
-            train_cfg__max_iters=3,
-            train_cfg__checkpoint_interval=1,
-            **changes)
-        cfg.model = model_config(
+def config(short_stream):
+    return partial(
+        short_stream,
+        model_config(
             type='MDILSegmentor',
             channels_last=True,
-            auxiliary_head=dict(
-                type='FCNHead',
-                in_channels=32,
-                in_index=2,
-                channels=8,
-                num_convs=1,
-                num_classes=19))
-        return cfg
-
-    return make
+            auxiliary_head=AUXILIARY_HEAD))
 
 
 @pytest.fixture(scope='module')
@@ -382,11 +370,10 @@ def test_every_domain_costs_less_than_a_network(run):
 
 @pytest.mark.integration
 @pytest.mark.parametrize('task', ['night', 'infrared'])
-def test_resumed_stream_equals_the_uninterrupted_one(run, learn, config,
-                                                     tmp_path, task):
-    with pytest.raises(KeyboardInterrupt):
-        learn(config(tmp_path / 'run'), StopAfter(task))
-    resumed = learn(config(tmp_path / 'run', resume=True))
+def test_resumed_stream_equals_the_uninterrupted_one(run, config,
+                                                     stop_and_resume, tmp_path,
+                                                     task):
+    resumed = stop_and_resume(config, tmp_path / 'run', StopAfter(task))
     assert resumed.diary.learned[0] == task
     mine, theirs = (
         load_file(folder / 'library' / 'infrared' / 'model.safetensors')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_library_holds_the_base_once_and_an_adapter_per_task(
 
 def test_kept_is_one_base_one_adapter_and_one_head(learned, tmp_path):
     learned.save_task(DAY, tmp_path, {})
-    cost = learned.kept_cost(tmp_path)
+    cost = learned.kept_cost([])
     parts = [
         learned.backbone.base_state(),
         learned.decode_head.state_dict(),
@@ -179,7 +180,7 @@ def test_kept_is_one_base_one_adapter_and_one_head(learned, tmp_path):
         bytes=sum(v.nbytes for v in values))
     learn(learned, DUSK)
     learned.save_task(DUSK, tmp_path, {})
-    assert learned.kept_cost(tmp_path) == cost
+    assert learned.kept_cost([]) == cost
 
 
 def test_backbone_without_adapters_is_refused():
@@ -203,18 +204,8 @@ def test_neck_is_refused():
 
 
 @pytest.fixture(scope='module')
-def config(tiny_config):
-
-    def make(work_dir, **changes):
-        cfg = tiny_config(
-            work_dir,
-            train_cfg__max_iters=3,
-            train_cfg__checkpoint_interval=1,
-            **changes)
-        cfg.model = model_config(KIND)
-        return cfg
-
-    return make
+def config(short_stream):
+    return partial(short_stream, model_config(KIND))
 
 
 @pytest.fixture(scope='module')
@@ -234,9 +225,8 @@ def test_stream_is_learned_without_experts(run):
 
 @pytest.mark.integration
 @pytest.mark.parametrize('stop', [('night', 2), ('infrared', 0)])
-def test_resumed_stream_equals_the_uninterrupted_one(run, learn, config,
-                                                     tmp_path, stop):
-    with pytest.raises(KeyboardInterrupt):
-        learn(config(tmp_path / 'run'), StopAt(*stop))
-    learn(config(tmp_path / 'run', resume=True))
+def test_resumed_stream_equals_the_uninterrupted_one(run, config,
+                                                     stop_and_resume, tmp_path,
+                                                     stop):
+    stop_and_resume(config, tmp_path / 'run', StopAt(*stop))
     assert differences(run.work_dir, tmp_path / 'run') == []
