@@ -3,8 +3,8 @@
 from .backbones import LoRAExpertBackbone
 from .embedders import FeatureStatisticsEmbedder, ThumbnailEmbedder
 from .gates import (AutoencoderGate, BaseGate, ConvAutoencoderGate, FixedGate,
-                    LastGate, MismatchedGate, OracleGate, PrototypeGate,
-                    RandomGate)
+                    LastGate, MismatchedGate, NoExpertGate, OracleGate,
+                    PrototypeGate, RandomGate, SemLAGate)
 from .heads import LevelwiseSegformerHead
 from .segmentors import ContinualSegmentor, ExpertSegmentor
 
@@ -12,5 +12,6 @@ __all__ = [
     'AutoencoderGate', 'BaseGate', 'ContinualSegmentor', 'ConvAutoencoderGate',
     'ExpertSegmentor', 'FeatureStatisticsEmbedder', 'FixedGate', 'LastGate',
     'LevelwiseSegformerHead', 'LoRAExpertBackbone', 'MismatchedGate',
-    'OracleGate', 'PrototypeGate', 'RandomGate', 'ThumbnailEmbedder'
+    'NoExpertGate', 'OracleGate', 'PrototypeGate', 'RandomGate', 'SemLAGate',
+    'ThumbnailEmbedder'
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from torch import Tensor
 
@@ -16,22 +16,33 @@ class Routing:
 
     Args:
         expert_names (tuple[str]): Names along axis E.
-        weights (Tensor): (B, E), rows sum to 1; a hard routing is one-hot.
+        weights (Tensor): (B, E), rows sum to 1, a hard routing is one-hot;
+            a row of zeros is for the base without an expert.
         distances (Tensor): (B, E), the gate's distances; NaN where the gate
             measures none.
         unfamiliar (Tensor): (B,) bool, True where the image lies further
             from its nearest expert than that expert's own images do.
+        abstains (Tensor, optional): (B,) bool, True where the image gets no
+            prediction. Defaults to None: nowhere.
     """
     expert_names: Tuple[str, ...]
     weights: Tensor
     distances: Tensor
     unfamiliar: Tensor
+    abstains: Optional[Tensor] = None
 
     def __len__(self) -> int:
         return self.weights.shape[0]
 
     def top_expert(self, index: int) -> str:
-        """Name of the expert with the largest weight for image ``index``."""
+        """Name of the expert with the largest weight for image ``index``.
+
+        Without any weight, of the nearest one; of the first one learned
+        where no distance was measured.
+        """
+        if not self.weights[index].any():
+            far = self.distances[index].nan_to_num(float('inf'))
+            return self.expert_names[int(far.argmin())]
         return self.expert_names[int(self.weights[index].argmax())]
 
     def mixture(self, index: int) -> Dict[str, float]:
@@ -42,8 +53,10 @@ class Routing:
     def take(self, indices: Sequence[int]) -> 'Routing':
         """The routing of some of the images, in the order given."""
         chosen = list(indices)
+        abstains = None if self.abstains is None else self.abstains[chosen]
         return Routing(self.expert_names, self.weights[chosen],
-                       self.distances[chosen], self.unfamiliar[chosen])
+                       self.distances[chosen], self.unfamiliar[chosen],
+                       abstains)
 
     def groups(self) -> List[Tuple[Dict[str, float], List[int]]]:
         """Images that share one mixture, in order of first appearance.

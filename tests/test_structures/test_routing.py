@@ -47,3 +47,19 @@ def test_images_of_one_expert_form_one_group():
 def test_images_with_other_weights_of_the_same_experts_are_kept_apart():
     soft = routing([.5, .5, 0], [.25, .75, 0], [.5, .5, 0])
     assert [indices for _, indices in soft.groups()] == [[0, 2], [1]]
+
+
+def test_image_without_experts_is_spoken_for_by_the_nearest_one():
+    none = Routing(('a', 'b', 'c'), torch.zeros(2, 3),
+                   torch.tensor([[3., 1, 2], [torch.nan] * 3]),
+                   torch.tensor([True, True]))
+    assert [none.mixture(i) for i in (0, 1)] == [{}, {}]
+    # without distances: the first one learned
+    assert [none.top_expert(i) for i in (0, 1)] == ['b', 'a']
+
+
+def test_images_that_get_no_prediction_are_taken_along():
+    whole = Routing(('a', ), torch.tensor([[1.], [0.]]), torch.zeros(2, 1),
+                    torch.tensor([False, True]), torch.tensor([False, True]))
+    assert whole.take([1, 0]).abstains.tolist() == [True, False]
+    assert routing([1., 0, 0]).take([0]).abstains is None

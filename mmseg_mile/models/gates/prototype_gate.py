@@ -11,6 +11,7 @@ from torch import Tensor
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
 from .base_gate import BaseGate
+from .inverse_distance import nearest_weights
 from .prototype_metric import PrototypeMetric
 from .prototypes import Prototypes, folds
 
@@ -141,8 +142,7 @@ class PrototypeGate(BaseGate):
         """See :meth:`BaseGate.route`; ``tasks`` is not looked at."""
         assert embeddings is not None
         distances_BE = self.distances(embeddings)
-        typical_E, reach_E = self._tasks.typical, self._tasks.reach
-        unfamiliar = (distances_BE > typical_E * reach_E).all(1)
+        typical_E = self._tasks.typical
         # stable: of equally near experts, the one learned first
         values, indices = distances_BE.sort(dim=1, stable=True)
         values, indices = values[:, :self.top_k], indices[:, :self.top_k]
@@ -151,7 +151,24 @@ class PrototypeGate(BaseGate):
         weights_BE = torch.zeros_like(distances_BE).scatter_(
             1, indices, weights)
         return Routing(self.expert_names, weights_BE.float(),
-                       distances_BE.float(), unfamiliar)
+                       distances_BE.float(),
+                       self.familiarity(distances_BE) > 1)
+
+    def familiarity(self, distances_BE: Tensor) -> Tensor:
+        """How far images lie outside of what the nearest expert knows.
+
+        Args:
+            distances_BE (Tensor): (B, E), of :meth:`distances`.
+
+        Returns:
+            Tensor: (B,) distance to an expert, relative to the one that
+            ``unfamiliar_quantile`` of its own images keep, of the expert
+            that takes it best; above 1 the image is unfamiliar to all.
+        """
+        limits_E = self._tasks.typical * self._tasks.reach
+        # of equal images the limit is 0, which a distance of 0 keeps
+        tiny = torch.finfo(limits_E.dtype).tiny
+        return (distances_BE / limits_E.clamp_min(tiny)).amin(1)
 
     def prototype_distances(self) -> Tensor:
         """See :meth:`BaseGate.prototype_distances`.
@@ -174,6 +191,20 @@ class PrototypeGate(BaseGate):
         """
         mean = self.distances(embeddings).square().mean(0)
         return self.expert_names[int(mean.argmin())]
+
+    def neighbours(self, embeddings: Tensor) -> Dict[str, float]:
+        """The experts nearest to a new task, weighted as SemLA would.
+
+        Args:
+            embeddings (Tensor): (N, D) of the new task.
+
+        Returns:
+            dict[str, float]: See :func:`nearest_weights`, for the root mean
+            square of the images' distances.
+        """
+        mean_1E = self.distances(embeddings).square().mean(0).sqrt()[None]
+        weights = nearest_weights(mean_1E)[0].tolist()
+        return {n: w for n, w in zip(self.expert_names, weights) if w > 0}
 
     def _add(self, task: str, prototypes: Prototypes) -> None:
         self._check_size(prototypes.centroids, f'task {task!r}')

@@ -316,3 +316,34 @@ def test_prototypes_lie_at_distance_zero_of_themselves(metric):
 
 def test_without_a_task_there_are_no_prototypes_to_compare():
     assert PrototypeGate().prototype_distances().shape == (0, 0)
+
+
+def test_familiarity_is_the_distance_relative_to_the_limit():
+    gate = gate_of(
+        dict(a=cloud(0, 0), b=cloud(9, 0, (.1, .1))), metric='euclidean')
+    points = torch.tensor([[0., 3.], [9., 3.], [4., 1.]]).double()
+    distances = gate.distances(points)
+    limits = gate._tasks.typical * gate._tasks.reach
+    expected = (distances / limits).amin(1)
+    found = gate.familiarity(distances)
+    torch.testing.assert_close(found, expected)
+    flags = gate.route(points, [None] * 3).unfamiliar
+    assert flags.tolist() == (found > 1).tolist()
+
+
+def test_image_that_equals_all_of_a_task_is_familiar():
+    gate = gate_of(dict(a=torch.ones(5, 2)), metric='euclidean')
+    routing = route(gate, (1., 1.), (1., 1.001))
+    assert routing.unfamiliar.tolist() == [False, True]
+
+
+def test_neighbours_are_weighted_by_mean_distance():
+    gate = gate_of(
+        dict(a=torch.zeros(2, 2), b=torch.tensor([[4., 0]] * 2)),
+        metric='euclidean')
+    weights = gate.neighbours(torch.tensor([[1., 0], [1., 0]]))
+    assert list(weights) == ['a', 'b']
+    # 1 and 3 away; tau 0.4 for distances relative to the nearest
+    expected = 1 / (1 + torch.tensor(1 / 1.2 - 1 / 0.4).exp())
+    assert weights['a'] == pytest.approx(float(expected))
+    assert sum(weights.values()) == pytest.approx(1)
