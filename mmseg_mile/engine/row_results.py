@@ -100,6 +100,7 @@ def enter_cost(results: StreamResults, index: int, seconds: float,
 def _enter_gate(results: StreamResults, names: Sequence[str],
                 scores: Sequence[TaskScore]) -> None:
     confusion = [[s.chosen[n] for n in names] for s in scores]
-    total = np.sum(confusion)
-    if total:
+    if np.sum(confusion):
+        # one that got no expert is not routed right
+        total = sum(len(score.images) for score in scores)
         results.set_gate(float(np.trace(confusion) / total), confusion)

@@ -11,7 +11,7 @@ import torch
 
 from mmseg_mile.engine.row_results import enter_cost, enter_row, setting_of
 from mmseg_mile.engine.task_evaluator import TaskScore
-from mmseg_mile.evaluation import DomainIoU, StreamResults
+from mmseg_mile.evaluation import DomainIoU, RoutedImage, StreamResults
 from mmseg_mile.structures import Task
 
 TASKS = [
@@ -21,14 +21,21 @@ TASKS = [
 
 
 def score(hits, oracle_hits=None, **chosen):
-    """A road of ten pixels, of which ``hits`` are right, and no car."""
+    """A road of ten pixels, of which ``hits`` are right, and no car.
+
+    Images that went to no expert are counted as ``nobody``.
+    """
 
     def iou(right):
         return DomainIoU.from_confusion(TASKS[0].classes,
                                         [[right, 10 - right, 0], [0, 0, 0]])
 
     oracle = None if oracle_hits is None else iou(oracle_hits)
-    return TaskScore(iou(hits), oracle, Counter(chosen), digest='abc')
+    images = [RoutedImage('night', 'day', 'Fake', f'{i}.png')
+              for i in range(sum(chosen.values()))]  # yapf: disable
+    chosen.pop('nobody', None)
+    return TaskScore(
+        iou(hits), oracle, Counter(chosen), digest='abc', images=images)
 
 
 @pytest.fixture
@@ -51,6 +58,13 @@ def test_gate_counts_are_those_of_learned_tasks(results):
     enter_row(results, 1, TASKS, [
         score(8, 8, day=3, night=1), score(8, 8, night=4)])  # yapf: disable
     assert results.gate_confusion.tolist() == [[3, 1], [0, 4]]
+    assert results.gate_accuracy == 7 / 8
+
+
+def test_image_that_got_no_expert_was_not_routed_right(results):
+    enter_row(results, 1, TASKS, [
+        score(8, 8, day=3, nobody=1), score(8, 8, night=4)])  # yapf: disable
+    assert results.gate_confusion.tolist() == [[3, 0], [0, 4]]
     assert results.gate_accuracy == 7 / 8
 
 

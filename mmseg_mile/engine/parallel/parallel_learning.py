@@ -110,9 +110,10 @@ class ParallelTaskLoop(IncrementalTaskLoop):
                                       self.model.gate.state(task.name))
                 continue
             embeddings = self._embed(task)
-            starts[task.name] = start_of(task, self.model.init_from,
-                                         list(starts),
-                                         partial(self._nearest, embeddings))
+            start = start_of(task, self.model.init_from, list(starts),
+                             partial(self._nearest, embeddings),
+                             partial(_refuse_fused, task))
+            starts[task.name] = next(iter(start)) if start else None
             self._gate.fit(task.name, embeddings)
         return starts
 
@@ -191,6 +192,13 @@ class ParallelTaskLoop(IncrementalTaskLoop):
             return self.earlier.library.resolve()
         names = [task.name for task in self.tasks]
         return self._job(names.index(name)).library.resolve()
+
+
+def _refuse_fused(task: Task) -> Dict[str, float]:
+    raise ValueError(
+        f"init_from='fused' of task {task.name!r} waits for all experts "
+        "before it, so nothing could be learned at the same time: use "
+        "tools/train.py, or init_from='nearest'")
 
 
 def learn_experts(cfg: Config, executor: TaskExecutor,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
+                    Union)
 
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from mmseg.registry import MODELS
 from mmseg_mile.structures import Routing, check_task_name
 from ..lora import (Adapter, AdapterLibrary, LoRAInjection, check_lora_config,
-                    replace_attention, resolve_targets)
+                    fused_adapter, replace_attention, resolve_targets)
 from .activation_checkpointing import checkpoint_blocks
 from .base_weights import (PretrainedCheck, accept_stock_keys, fingerprint,
                            hold_statistics, load_strictly)
@@ -19,6 +20,7 @@ from .expert_forward import Active, ExpertForward, Group
 from .stored_adapters import AnyExpert, adapter_of, check_base, take_over
 
 Target = Union[str, Active]
+Start = Union[str, Mapping[str, float], None]
 Features = Union[Sequence[Tensor], Tensor]
 
 
@@ -100,8 +102,8 @@ class LoRAExpertBackbone(BaseModule):
         self.backbone.requires_grad_(False)
         self._pretrained.check()
 
-    def add_expert(self, name: str, init_from: Optional[str] = None) -> None:
-        """Create an expert that equals the base, or a copy of another.
+    def add_expert(self, name: str, init_from: Start = None) -> None:
+        """Create an expert that equals the base, one, or weights of several.
 
         Raises:
             ValueError: If the name is taken, or ``init_from`` does not fit.
@@ -109,12 +111,16 @@ class LoRAExpertBackbone(BaseModule):
         if check_task_name(name) in self.experts:
             raise ValueError(f'expert {name!r} exists already; experts: '
                              f'{list(self.experts.names)}')
-        if init_from is not None:
-            self.experts[name] = self.check_settings(init_from).clone()
+        if init_from is None:
+            injection = self._inject()
+            injection.detach()
+            self.experts[name] = injection.adapter()
             return
-        injection = self._inject()
-        injection.detach()
-        self.experts[name] = injection.adapter()
+        weights = {init_from: 1.0} if isinstance(init_from, str) else init_from
+        self.experts[name] = fused_adapter([(w, self.check_settings(n))
+                                            for n, w in weights.items()],
+                                           self.execution.tensors,
+                                           self.lora_config)
 
     def load_experts(self, experts: Sequence[AnyExpert]) -> None:
         """Take over adapters; stored ones are read when first used.
@@ -158,7 +164,7 @@ class LoRAExpertBackbone(BaseModule):
         self._training_name = name
 
     def train_base(self) -> None:
-        """Make every weight of the base trainable (first task only)."""
+        """Make every weight of the base trainable."""
         self.backbone.requires_grad_(True)
         self._base_trains = True
 
@@ -226,24 +232,19 @@ class LoRAExpertBackbone(BaseModule):
             yield
 
     def forward(self, x: Tensor) -> Features:
-        """Features of the inner backbone.
+        """Features of (B, C, H, W) images.
 
-        Args:
-            x (Tensor): (B, C, H, W) images.
-
-        Returns:
-            Sequence[Tensor] | Tensor: The inner backbone's, with the experts
-            of a :meth:`using` block, the expert in training, or the base.
+        Of the experts of a :meth:`using` block, of the one in training, or
+        of the base.
         """
         if self._active is None:
             return self.backbone(x)
         return self.execution(x, self._active)
 
     def base_features(self, x: Tensor, num_outputs: int) -> Sequence[Tensor]:
-        """First outputs of the base, without an expert.
+        """First outputs of the base alone.
 
-        Stages behind the last one asked for are not run where the backbone
-        steps through a list of stages.
+        Later stages are not run where the backbone has a list of stages.
 
         Args:
             x (Tensor): (B, C, H, W) images.

@@ -3,6 +3,7 @@
 from .adapter_library import AdapterLibrary
 from .attention import LinearMultiheadAttention, replace_attention
 from .config import check_lora_config, lora_scaling
+from .fused_start import fused_adapter
 from .injection import LoRAInjection
 from .low_rank_pass import LowRankPass
 from .merging import Adapter, lora_delta, merge_adapters
@@ -12,7 +13,7 @@ from .tensor_slots import TensorSlots
 
 __all__ = [
     'Adapter', 'AdapterLibrary', 'LinearMultiheadAttention', 'LoRAInjection',
-    'LowRankPass', 'TensorSlots', 'check_lora_config', 'lora_delta',
-    'lora_scaling', 'merge_adapters', 'probe_images', 'replace_attention',
-    'resolve_targets'
+    'LowRankPass', 'TensorSlots', 'check_lora_config', 'fused_adapter',
+    'lora_delta', 'lora_scaling', 'merge_adapters', 'probe_images',
+    'replace_attention', 'resolve_targets'
 ]

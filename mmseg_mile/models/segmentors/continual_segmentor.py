@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmseg.models import EncoderDecoder
 from mmseg_mile.structures import Task
 from ..gates import BaseGate
-from .batch_decoding import Decoder, decode_batch
+from .batch_decoding import Decoded, Decoder, decode_batch
 from .predicted_samples import PredictedSamples
 from .task_head import build_head, head_config, trainable_norms
 
@@ -219,16 +219,20 @@ class ContinualSegmentor(EncoderDecoder):
         """
         order = range(len(inputs)) if where is None else where
         metas = predicted.metas()
+        decoded = self.decode(inputs, [metas[i] for i in order], decoders)
+        for decoder, (logits, head) in zip(decoders, decoded):
+            predicted.write([order[i] for i in decoder.indices], logits, head)
+
+    def decode(self, inputs: Tensor, metas: List[Dict[str, Any]],
+               decoders: Sequence[Decoder]) -> List[Decoded]:
+        """See :func:`decode_batch`; in the precision of predictions."""
         # not `enabled=False`, which would undo a test loop's own autocast
         lowered: ContextManager = contextlib.nullcontext()
         if self.predict_dtype is not torch.float32:
             lowered = torch.autocast(
                 inputs.device.type, dtype=self.predict_dtype)
         with lowered:
-            decoded = decode_batch(self, inputs, [metas[i] for i in order],
-                                   decoders)
-        for decoder, (logits, head) in zip(decoders, decoded):
-            predicted.write([order[i] for i in decoder.indices], logits, head)
+            return decode_batch(self, inputs, metas, decoders)
 
     def speak(self, head: nn.Module, classes: Sequence[str],
               palette: Sequence[Sequence[int]]) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Dict, NamedTuple, Tuple, Union
+from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmseg_mile.experts import StoredExpert
 from mmseg_mile.experts.expert_cache import ExpertCache, Key
 from mmseg_mile.structures import Expert, Task
 from mmseg_mile.structures.expert import TensorDict
 from .task_head import build_head
+
+# Fields of a head's config that matter in training alone.
+_TRAINING_KEYS = ('loss_decode', 'sampler', 'dropout_ratio', 'init_cfg')
 
 
 @dataclass
@@ -115,21 +118,77 @@ class ExpertHeads:
         del self._cache[self._key(name)]
         del self._labels[name]
 
-    def module(self, name: str, device: torch.device) -> nn.Module:
-        """The head of an expert, ready to predict.
+    def alike(self, mixture: Mapping[str, float]) -> Dict[str, float]:
+        """The experts of a mixture that can speak with one head.
 
         Args:
-            name (str): The expert.
+            mixture (Mapping[str, float]): Weights of experts.
+
+        Returns:
+            dict[str, float]: Those with the classes and the kind of head of
+            the heaviest one; their weights, brought to sum 1.
+        """
+        first = heaviest(mixture)
+        shares = {
+            name: weight
+            for name, weight in mixture.items()
+            if name == first or self._sound(name) == self._sound(first)
+        }
+        total = sum(shares.values())
+        return {name: weight / total for name, weight in shares.items()}
+
+    def fused_state(self, mixture: Mapping[str, float]) -> TensorDict:
+        """Weighted mean of the tensors of the heads that are alike.
+
+        Args:
+            mixture (Mapping[str, float]): Weights of experts, above 0.
+
+        Returns:
+            dict[str, Tensor]: Of a single head, its own tensors.
+        """
+        if len(mixture) == 1:
+            return self[heaviest(mixture)].state
+        shares = self.alike(mixture)
+        states = [(w, self[name].state) for name, w in shares.items()]
+        return {
+            key: _mean([(w, state[key]) for w, state in states])
+            for key in states[0][1]
+        }
+
+    def fused(self, mixture: Mapping[str, float],
+              device: torch.device) -> nn.Module:
+        """The head of a mixture of experts, ready to predict.
+
+        Args:
+            mixture (Mapping[str, float]): Weights of experts, above 0.
             device (torch.device): Where a new module is built.
         """
-        head = self[name]
-        shared = self._shared(head.config, device)
-        for key, value in head.state.items():
+        config = self[heaviest(mixture)].config
+        return self._holding(config, self.fused_state(mixture), device)
+
+    def module(self, name: str, device: torch.device) -> nn.Module:
+        """The head of one expert, see :meth:`fused`."""
+        return self.fused({name: 1.0}, device)
+
+    def _holding(self, config: Dict[str, Any], state: TensorDict,
+                 device: torch.device) -> nn.Module:
+        """The module of a kind of head, with these values in it."""
+        shared = self._shared(config, device)
+        for key, value in state.items():
             owner, leaf = shared.owners[key]
             value = value.to(device)
             trains = isinstance(getattr(owner, leaf), nn.Parameter)
             setattr(owner, leaf, nn.Parameter(value) if trains else value)
         return shared.module
+
+    def _sound(self, name: str) -> Tuple[Tuple[str, ...], str]:
+        """What heads must have in common to be averaged."""
+        config = {
+            key: value
+            for key, value in self[name].config.items()
+            if key not in _TRAINING_KEYS
+        }
+        return self.labels(name).classes, _kind(config)
 
     def _load(self, expert: Union[Expert, StoredExpert],
               device: torch.device) -> ExpertHead:
@@ -147,7 +206,7 @@ class ExpertHeads:
                           expert.palette)
 
     def _shared(self, config: Dict[str, Any], device: torch.device) -> _Shared:
-        kind = json.dumps(config, sort_keys=True, default=str)
+        kind = _kind(config)
         if kind not in self._modules:
             self._modules[kind] = _Shared.of(build_head(config, device).eval())
         return self._modules[kind]
@@ -157,6 +216,25 @@ class ExpertHeads:
             raise ValueError(
                 f'unknown expert {name!r}; experts: {list(self._labels)}')
         return ('head', name)
+
+
+def heaviest(mixture: Mapping[str, float]) -> str:
+    """The expert with the largest weight; of equal ones, the first."""
+    return max(mixture, key=lambda name: mixture[name])
+
+
+def _mean(parts: Sequence[Tuple[float, Tensor]]) -> Tensor:
+    """Weighted mean; of counts, which are no quantity, the first."""
+    if not parts[0][1].is_floating_point():
+        return parts[0][1]
+    total = torch.zeros_like(parts[0][1])
+    for weight, value in parts:
+        total.add_(value.to(total), alpha=weight)
+    return total
+
+
+def _kind(config: Dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def check_classes(expert: Union[Expert, StoredExpert]) -> None:

@@ -2,31 +2,24 @@
 """MILE: a frozen base, one LoRA expert per task, a gate that picks one."""
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from pathlib import Path
-from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
-                    Sequence, Tuple, Union)
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmseg.registry import MODELS, TASK_UTILS
+from mmseg.registry import MODELS
 from mmseg_mile.experts import ExpertStore, StoredExpert
-from mmseg_mile.structures import Expert, Routing, Task
-from ..backbones import LoRAExpertBackbone
-from ..gates import BaseGate, FixedGate
-from .batch_decoding import Decoder
-from .continual_segmentor import ContinualSegmentor
+from mmseg_mile.structures import Expert, Task
 from .embedding import check_embedder, embed_images
-from .expert_heads import ExpertHeads
-from .predicted_samples import PredictedSamples
-from .routing_info import routing_info
+from .expert_heads import heaviest
+from .routed_segmentor import RoutedSegmentor
 from .task_head import copy_matching, head_config
-from .task_start import check_start, start_of
+from .task_start import Start, check_start, start_of
 
 
 @MODELS.register_module()
-class ExpertSegmentor(ContinualSegmentor):
+class ExpertSegmentor(RoutedSegmentor):
     """Mixture of Incremental LoRA Experts (MILE, arXiv 2605.03555).
 
     An expert is an adapter of the frozen base, a decode head, and the gate's
@@ -34,18 +27,16 @@ class ExpertSegmentor(ContinualSegmentor):
     forgotten; only the gate can err.
 
     Args:
-        backbone (dict): Config of a ``LoRAExpertBackbone``.
-        decode_head (dict): Template of the experts' heads.
-        gate (dict): Config of the gate.
-        embedder (dict): Config of the gate's embedder.
         init_from (str): Where a new expert starts: 'base' (the paper's
             setting), 'previous', 'nearest' (the expert whose prototypes lie
-            nearest to the new images) or the name of a task. Defaults to
-            'nearest'.
-        **kwargs: As in :class:`ContinualSegmentor`.
+            nearest to the new images), 'fused' (the nearest ones, weighted
+            as SemLA weighs them and cut to the rank) or the name of a task.
+            Defaults to 'nearest'.
+        **kwargs: As in :class:`RoutedSegmentor`.
 
     Raises:
-        ValueError: If the backbone holds no experts.
+        ValueError: If the backbone holds no experts, or an argument is out
+            of range.
     """
 
     METHOD = 'MILE'
@@ -54,22 +45,11 @@ class ExpertSegmentor(ContinualSegmentor):
     adopts_experts = False
 
     def __init__(self,
-                 backbone: Dict[str, Any],
-                 decode_head: Dict[str, Any],
-                 gate: Dict[str, Any],
-                 embedder: Dict[str, Any],
+                 *args: Any,
                  init_from: str = 'nearest',
                  **kwargs: Any) -> None:
-        super().__init__(backbone, decode_head, **kwargs)
-        if not isinstance(self.backbone, LoRAExpertBackbone):
-            raise ValueError(
-                'model.backbone must be a LoRAExpertBackbone, got '
-                f'{type(self.backbone).__name__}: wrap it as '
-                "dict(type='LoRAExpertBackbone', backbone=..., lora=...)")
-        self.gate: BaseGate = TASK_UTILS.build(gate)
-        self.embedder = TASK_UTILS.build(embedder)
+        super().__init__(*args, **kwargs)
         self.init_from = init_from
-        self.heads = ExpertHeads(self.backbone.experts.cache)
         self._embeddings: Optional[Tensor] = None
 
     # -- learning --------------------------------------------------------
@@ -91,8 +71,8 @@ class ExpertSegmentor(ContinualSegmentor):
         self.backbone.add_expert(task.name, source)
         head = self.new_head(task.num_classes)
         if source is not None:
-            known = self.heads[source]
-            copy_matching(head, known.state, task.classes, known.classes)
+            copy_matching(head, self.heads.fused_state(source), task.classes,
+                          self.heads.labels(heaviest(source)).classes)
         self.speak(head, task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
         if first and self.backbone.base_training == 'first_task':
@@ -133,99 +113,18 @@ class ExpertSegmentor(ContinualSegmentor):
         self.gate.fit(task.name, self._embeddings)
         self._embeddings = None
 
-    def _start_of(self, task: Task, loader: Iterable[dict]) -> Optional[str]:
-        """Name of the expert that the new one starts from, or None."""
+    def _start_of(self, task: Task, loader: Iterable[dict]) -> Optional[Start]:
+        """The experts that the new one starts from, or None for the base."""
         check_start(task, self.init_from, self.expert_names, self.gate)
-        return start_of(task, self.init_from, self.expert_names,
-                        partial(self._nearest, loader))
-
-    def _nearest(self, loader: Iterable[dict]) -> str:
-        self._embeddings = embed_images(self, loader)
         gate: Any = self.gate
-        return gate.nearest(self._embeddings)
+        return start_of(task, self.init_from, self.expert_names,
+                        lambda: gate.nearest(self._embedded(loader)),
+                        lambda: gate.neighbours(self._embedded(loader)))
 
-    # -- predicting ------------------------------------------------------
-
-    @property
-    def expert_names(self) -> Tuple[str, ...]:
-        """tuple[str]: Experts in the order in which they were learned."""
-        return self.heads.names
-
-    def predict(self,
-                inputs: Tensor,
-                data_samples: Optional[list] = None) -> list:
-        """Route each image, then predict each group with its expert.
-
-        Args:
-            inputs (Tensor): (B, C, H, W), normalised.
-            data_samples (list[SegDataSample], optional): Of the B images.
-                Defaults to None.
-
-        Returns:
-            list[SegDataSample]: mmseg's fields, and in the metainfo
-            ``expert``, ``mixture`` (weights above zero), ``classes``,
-            ``palette``, ``distances`` (per expert) and ``unfamiliar``. Label
-            maps are in the expert's classes.
-        """
-        routing = self.route(inputs, data_samples)
-        predicted = PredictedSamples(inputs, data_samples, self.keep_logits)
-        for groups in self.backbone.passes(routing, inputs):
-            where = [i for _, indices in groups for i in indices]
-            decoders: List[Decoder] = []
-            for mixture, indices in groups:
-                first = sum(len(d.indices) for d in decoders)
-                decoders.append(
-                    Decoder(
-                        partial(self._head_of, mixture),
-                        range(first, first + len(indices))))
-            with self.backbone.using(routing.take(where)):
-                self.decode_into(predicted, inputs[where], decoders, where)
-        for index, sample in enumerate(predicted.samples):
-            labels = self.heads.labels(routing.top_expert(index))
-            sample.set_metainfo(routing_info(routing, index, labels))
-        return predicted.samples
-
-    def route(self,
-              inputs: Tensor,
-              data_samples: Optional[list] = None) -> Routing:
-        """Ask the gate once per image.
-
-        Args:
-            inputs (Tensor): (B, C, H, W), normalised.
-            data_samples (list[SegDataSample], optional): Carry the true task
-                as metainfo 'task' where it is known; only the oracle looks.
-
-        Returns:
-            Routing: For the B images.
-        """
-        tasks = [s.metainfo.get('task') for s in data_samples
-                 ] if data_samples else [None] * len(inputs)
-        embeddings = self.embedder(
-            self.backbone, inputs) if self.gate.needs_embeddings else None
-        return self.gate.route(embeddings, tasks)
-
-    @contextlib.contextmanager
-    def forced(self, expert: str) -> Iterator[None]:
-        """Predict every image inside the block with one expert."""
-        gate = FixedGate(expert)
-        for name in self.expert_names:
-            gate.fit(name, None)
-        with self.gated(gate):
-            yield
-
-    @contextlib.contextmanager
-    def gated(self, gate: BaseGate) -> Iterator[None]:
-        """Route with another gate inside the block."""
-        previous, self.gate = self.gate, gate
-        try:
-            yield
-        finally:
-            self.gate = previous
-
-    def _head_of(self, mixture: Mapping[str, float]) -> nn.Module:
-        """The head of the heaviest expert."""
-        name = max(mixture, key=lambda n: mixture[n])
-        return self.heads.module(name, self.device)
+    def _embedded(self, loader: Iterable[dict]) -> Tensor:
+        # the gate learns from them once the task has ended
+        self._embeddings = embed_images(self, loader)
+        return self._embeddings
 
     # -- keeping ---------------------------------------------------------
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import torch
 from mmengine.structures import PixelData
 from torch import Tensor
 
 from mmseg.structures import SegDataSample
 from .label_maps import label_map, resize_logits
 
+#: In the label map of an image that gets no prediction.
+NO_LABEL = 255
 # Axes of (C, H, W) logits that mmcv's ``RandomFlip`` turned around.
 _FLIPS = dict(horizontal=(2, ), vertical=(1, ), diagonal=(1, 2))
 
@@ -37,6 +40,7 @@ class PredictedSamples:
         self.samples: List[SegDataSample] = data_samples or [
             SegDataSample() for _ in inputs
         ]
+        self._device = inputs.device
         self._as_input = data_samples is None
         self._keep_logits = keep_logits
 
@@ -76,6 +80,20 @@ class PredictedSamples:
             if self._keep_logits:
                 fields['seg_logits'] = PixelData(data=own)
             sample.set_data(fields)
+
+    def abstain(self, indices: Sequence[int]) -> None:
+        """Give images a label map that names no class, 255 throughout.
+
+        Args:
+            indices (Sequence[int]): Their positions in the batch.
+        """
+        for index in indices:
+            sample = self.samples[index]
+            size = self._input_size
+            if not self._as_input:
+                size = tuple(sample.metainfo['ori_shape'][:2])
+            labels = torch.full((1, *size), NO_LABEL, device=self._device)
+            sample.set_data(dict(pred_sem_seg=PixelData(data=labels)))
 
     def _unpadded(self, sample: SegDataSample, logits: Tensor,
                   align_corners: bool) -> Tuple[Tuple[int, int], Tensor]:

@@ -15,16 +15,22 @@ def routing_info(routing: Routing, index: int,
     Args:
         routing (Routing): Of its batch.
         index (int): Position of the image.
-        labels (LabelSpace): Of the expert that spoke.
+        labels (LabelSpace): Of the expert whose head spoke.
 
     Returns:
-        dict: As :meth:`ExpertSegmentor.predict` describes it.
+        dict: ``expert``, the heaviest one, None for the base alone and for
+        no prediction; ``mixture``, weights above zero; ``classes`` and
+        ``palette``; ``distances`` per expert; ``unfamiliar``; ``abstained``,
+        whether there is no prediction.
     """
+    mixture = routing.mixture(index)
     return dict(
-        expert=routing.top_expert(index),
+        expert=routing.top_expert(index) if mixture else None,
         classes=labels.classes,
         palette=labels.palette,
-        mixture=routing.mixture(index),
+        mixture=mixture,
         distances=dict(
             zip(routing.expert_names, routing.distances[index].tolist())),
-        unfamiliar=bool(routing.unfamiliar[index]))
+        unfamiliar=bool(routing.unfamiliar[index]),
+        abstained=routing.abstains is not None
+        and bool(routing.abstains[index]))

@@ -158,3 +158,11 @@ def test_methods_without_experts_are_refused(learn_apart, tiny_config,
     with pytest.raises(
             ValueError, match='FineTuneSegmentor keeps no experts.*train.py'):
         learn_apart(cfg, Inline())
+
+
+def test_fused_starts_are_refused(learn_apart, config, tmp_path):
+    cfg = config(tmp_path / 'run', 'base')
+    cfg.train_cfg.tasks[1].init_from = 'fused'
+    with pytest.raises(
+            ValueError, match="init_from='fused' of task 'night' waits for"):
+        learn_apart(cfg, Inline())

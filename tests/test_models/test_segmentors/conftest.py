@@ -139,9 +139,20 @@ def mmseg_scope() -> None:
     init_default_scope('mmseg')
 
 
+@pytest.fixture(scope='module')
+def module_toys() -> Any:
+    """What ``toys`` gives, for fixtures of a module."""
+    return make_toys()
+
+
 @pytest.fixture
 def toys() -> Any:
     """The functions of this file, for tests that build their own."""
+    return make_toys()
+
+
+def make_toys() -> Any:
+    """Names for the functions of this file."""
 
     class Toys:
         """Names for what the tests need."""

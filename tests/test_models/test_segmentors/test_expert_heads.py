@@ -2,6 +2,8 @@
 """One module per kind of head, the values of every expert."""
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -108,3 +110,53 @@ def test_head_without_an_output_per_class_is_refused_at_once(stored):
     with pytest.raises(ValueError, match='names 3 classes but its head has 2'):
         heads.add(stored, CPU)
     assert heads.names == ()
+
+
+def alike(heads, **options):
+    """Give all heads one label space, and their configs these options."""
+    for name in heads.names:
+        head = heads['night'] if name == 'day' else heads[name]
+        config = dict(head.config, **options.get(name, {}))
+        heads._cache[('head', name)] = dataclasses.replace(
+            head, config=config, state=dict(head.state))
+        heads._labels[name] = heads.labels('night')
+
+
+def test_fused_head_is_the_weighted_mean(learned):
+    heads = learned.heads
+    alike(heads)
+    module = heads.fused(dict(night=0.25, fog=0.75), CPU)
+    for key, value in module.state_dict().items():
+        night, fog = (heads[n].state[key] for n in ('night', 'fog'))
+        wanted = night
+        if value.is_floating_point():
+            wanted = 0.25 * night + 0.75 * fog
+        torch.testing.assert_close(value, wanted)
+    assert not module.training
+
+
+def test_weights_of_the_heads_that_speak_sum_to_one(learned):
+    # day and fog have classes of their own
+    assert learned.heads.alike(dict(day=.2, night=.3, fog=.5)) == {'fog': 1}
+    alike(learned.heads)
+    found = learned.heads.alike(dict(night=.2, fog=.3))
+    assert found == pytest.approx(dict(night=.4, fog=.6))
+
+
+def test_of_equal_weights_the_first_one_speaks(learned):
+    assert learned.heads.alike(dict(night=.5, fog=.5)) == {'night': 1}
+
+
+def test_heads_that_were_only_trained_otherwise_are_alike(learned):
+    alike(learned.heads, fog=dict(loss_decode=dict(), dropout_ratio=0.5))
+    assert set(learned.heads.alike(dict(night=.5, fog=.5))) == {'night', 'fog'}
+
+
+def test_heads_of_another_build_are_not_averaged(learned):
+    alike(learned.heads, fog=dict(in_index=0))
+    assert learned.heads.alike(dict(night=.6, fog=.4)) == {'night': 1}
+
+
+def test_head_of_one_expert_is_not_copied(learned):
+    state = learned.heads.fused_state(dict(fog=1.0))
+    assert state is learned.heads['fog'].state

@@ -21,4 +21,15 @@ def test_metainfo_is_that_of_the_image():
         palette=((0, 0, 0), (1, 2, 3)),
         mixture=dict(day=0.25, night=0.75),
         distances=dict(day=1.0, fog=4.0, night=0.25),
-        unfamiliar=True)
+        unfamiliar=True,
+        abstained=False)
+
+
+def test_image_without_experts_names_none():
+    routing = Routing(('day', ), torch.zeros(2, 1), torch.ones(2, 1),
+                      torch.tensor([True, True]), torch.tensor([False, True]))
+    labels = LabelSpace(('road', ), ((0, 0, 0), ))
+    infos = [routing_info(routing, index, labels) for index in (0, 1)]
+    assert [info['expert'] for info in infos] == [None, None]
+    assert [info['mixture'] for info in infos] == [{}, {}]
+    assert [info['abstained'] for info in infos] == [False, True]

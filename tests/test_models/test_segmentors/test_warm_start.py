@@ -115,3 +115,46 @@ def test_training_the_new_head_leaves_the_old_one_alone(two, toys):
     toys.learn(two, 'fog', init_from='night')
     after = two.heads['night'].state
     assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_fused_start_mixes_the_neighbours(toys, fresh):
+    same = ('road', 'sky')
+    for name in ('day', 'night'):
+        toys.learn(fresh, name, classes=same)
+    fresh.begin_task(
+        toys.task('fog', init_from='fused', classes=same), toys.loader('fog'))
+    weights = fresh.gate.neighbours(fresh._embeddings)
+    assert weights['day'] > weights['night'] > 0
+    experts = fresh.backbone.experts
+    assert start_of_norm(experts, weights)
+    state = fresh.decode_head.state_dict()
+    for key in ('conv_seg.weight', 'convs.0.conv.weight'):
+        wanted = sum(w * fresh.heads[n].state[key] for n, w in weights.items())
+        torch.testing.assert_close(state[key], wanted)
+
+
+def start_of_norm(experts, weights):
+    """Whether the norm layers of fog are the weighted mean of the others'."""
+    return all(
+        torch.allclose(
+            value, sum(w * experts[n].norm[key] for n, w in weights.items()))
+        for key, value in experts['fog'].norm.items()
+        if value.is_floating_point())
+
+
+def test_expert_with_a_fused_start_can_be_trained(two, toys):
+    toys.learn(two, 'fog', init_from='fused')
+    assert two.expert_names == ('day', 'night', 'fog')
+
+
+def test_fused_start_with_one_neighbour_copies_it(toys, fresh):
+    toys.learn(fresh, 'day')
+    assert start_of(fresh, toys, 'night', init_from='fused') == ['day']
+
+
+def test_fused_start_needs_a_gate_with_distances(toys):
+    model = toys.model(gate=dict(type='LastGate'))
+    with pytest.raises(ValueError, match="init_from='fused' asks the gate"):
+        model.check_stream(
+            [toys.task('day'),
+             toys.task('night', init_from='fused')])
