@@ -11,12 +11,13 @@ from matplotlib.lines import Line2D
 
 from mmseg_mile.evaluation.leaderboard import Standing, StreamBoard
 from .figure_file import new_figure
-from .text_fit import fit_text
+from .text_fit import fit_text, text_inches
 
-WIDTH = 5.4
+# Inches of the dots, beside the names.
+WIDTH = 3.7
 ROW = 0.36
 NAME_SIZE = 9
-MAX_NAME = 1.7
+MAX_NAME = 3.2
 RANKED, HELPED = '#1f5a96', '#7a7a7a'
 
 
@@ -29,14 +30,13 @@ def leaderboard_chart(board: StreamBoard) -> Figure:
     Methods that get a task label or old images are grey.
     """
     count = len(board.standings)
-    figure = new_figure(WIDTH, 1.25 + ROW * count, layout='constrained')
+    names = [fit_text(s.method, MAX_NAME, NAME_SIZE) for s in board.standings]
+    room = max((text_inches(name, NAME_SIZE) for name in names), default=0)
+    figure = new_figure(WIDTH + room, 1.25 + ROW * count, layout='constrained')
     axes = figure.subplots()
     for row, standing in enumerate(board.standings):
         _draw(axes, row, standing)
-    axes.set_yticks(
-        range(count),
-        [fit_text(s.method, MAX_NAME, NAME_SIZE) for s in board.standings],
-        fontsize=NAME_SIZE)
+    axes.set_yticks(range(count), names, fontsize=NAME_SIZE)
     for label, standing in zip(axes.get_yticklabels(), board.standings):
         label.set_color(_colour(standing))
     axes.set_ylim(count - 0.4, -0.6)

@@ -64,3 +64,14 @@ def test_many_methods_with_long_names_fit(tmp_path: Path) -> None:
     boxes = [label.get_window_extent() for label in labels]
     assert min(box.x0 for box in boxes) >= 0
     assert all(a.y0 >= b.y1 for a, b in zip(boxes, boxes[1:]))
+
+
+def test_names_as_long_as_methods_have_are_not_cut(tmp_path: Path) -> None:
+    name = 'Expert Gate over the experts of MILE'
+    write_run(tmp_path / 'long', name)
+    figure = chart(tmp_path)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [name]
+    # the dots have the same room as beside a short name
+    write_run(tmp_path / 'short' / 'run', 'a')
+    short = chart(tmp_path / 'short')
+    assert figure.get_figwidth() > short.get_figwidth()
