@@ -7,5 +7,6 @@ _base_ = '../mile/mobilenet_v2_camvid_idd.py'
 # The base and the gate of MILE, experts without adapters. The first task
 # trains the base; with model.backbone.base_training=none it stays as
 # pretrained.
-model = dict(backbone=dict(lora=None, train_norm=False))
+model = dict(
+    descendant_temperature=None, backbone=dict(lora=None, train_norm=False))
 train_cfg = dict(method='Frozen base, head per task')

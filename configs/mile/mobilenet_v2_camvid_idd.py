@@ -16,6 +16,9 @@ model = dict(
         loss_decode=dict(class_weight=[1.0, 2.0, 3.0, 1.5, 2.0, 1.0, 1.0])),
     # At this budget what counts is how long an expert's forebears have
     # trained, more than how near their images are.
-    init_from='previous')
+    init_from='previous',
+    # The later experts went on training its weights: mixed into an expert,
+    # they help its images as well.
+    descendant_temperature=1.0)
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(lora_=dict(lr_mult=2.0))))

@@ -5,7 +5,9 @@ Expect: not measured yet.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
-model = dict(gate=dict(_delete_=True, type='MismatchedGate'))
+model = dict(
+    descendant_temperature=None,
+    gate=dict(_delete_=True, type='MismatchedGate'))
 train_cfg = dict(
     method='MILE, mismatched gate',
     experts_from='{work_dir}/mobilenet_v2_camvid_idd/seed_{seed}')

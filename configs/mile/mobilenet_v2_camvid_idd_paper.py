@@ -6,6 +6,7 @@ Expect: not measured yet.
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Nearest mean of the last stage at full resolution, experts from the base.
 model = dict(
+    descendant_temperature=None,
     backbone=dict(base_training='none'),
     embedder=dict(stages=(3, ), statistics=('mean', ), scale=1.0),
     gate=dict(metric='euclidean'),

@@ -4,5 +4,5 @@ Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd_pretrained_ba
 Expect: not measured yet.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
-model = dict(backbone=dict(base_training='none'))
+model = dict(descendant_temperature=None, backbone=dict(base_training='none'))
 train_cfg = dict(method='MILE, pretrained base')

@@ -183,6 +183,20 @@ class PrototypeGate(BaseGate):
         ]
         return torch.stack(rows) if rows else torch.zeros(0, 0)
 
+    def mean_distances(self) -> Tensor:
+        """(E, E) distance of each task's own images to each expert.
+
+        Row i, column j: root mean square over the training images of task
+        i, from what is kept of them; exact with one prototype per task,
+        where it is ``sqrt(d_ii^2 + |m_i - m_j|^2)``.
+        """
+        rows = []
+        for name, typical in zip(self.expert_names, self._tasks.typical):
+            task = self._tasks[name]
+            apart = self._tasks.distances(task.centroids).square()
+            rows.append(typical**2 + task.counts @ apart / task.num_images)
+        return torch.stack(rows).sqrt()
+
     def nearest(self, embeddings: Tensor) -> str:
         """The expert nearest, on average, to a new task's images.
 

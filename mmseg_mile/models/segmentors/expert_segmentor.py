@@ -69,6 +69,7 @@ class ExpertSegmentor(RoutedSegmentor):
             # an embedder that does not fit must not show after the training
             check_embedder(self, loader)
         self.backbone.add_expert(task.name, source)
+        self.lineage.begin(task.name, source)
         head = self.new_head(task.num_classes)
         if source is not None:
             copy_matching(head, self.heads.fused_state(source), task.classes,
@@ -105,6 +106,7 @@ class ExpertSegmentor(RoutedSegmentor):
         self.backbone.load_experts([expert])
         self.backbone.check_settings(task.name)
         self.heads.add(expert, self.device)
+        self.lineage.add(task.name, expert.provenance)
         self._fit_gate(task, loader)
 
     def _fit_gate(self, task: Task, loader: Iterable[dict]) -> None:
@@ -144,7 +146,7 @@ class ExpertSegmentor(RoutedSegmentor):
             head_config=head.config,
             prototypes=self.gate.state(name),
             base_fingerprint=self.backbone.fingerprint(),
-            provenance=provenance or {})
+            provenance=dict(provenance or {}, **self.lineage.provenance(name)))
 
     def import_expert(self, expert: Union[Expert, StoredExpert]) -> None:
         """Make an expert routable; see :meth:`import_experts`."""
@@ -160,6 +162,7 @@ class ExpertSegmentor(RoutedSegmentor):
         self.backbone.load_experts(experts)
         for expert in experts:
             self.heads.add(expert, self.device)
+            self.lineage.add(expert.name, expert.provenance)
             self.gate.load_state(expert.name, expert.prototypes)
 
     def save_task(self, task: Task, folder: Path,

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
 from ..backbones import LoRAExpertBackbone
-from ..gates import BaseGate, FixedGate
+from ..gates import BaseGate, FixedGate, PrototypeGate
 from ..gates.unfamiliar_policy import check_policy, handle_unfamiliar
 from .batch_decoding import Decoder
 from .continual_segmentor import ContinualSegmentor
 from .expert_heads import ExpertHeads
 from .late_fusion import decode_late
+from .lineage import Lineage, descendant_mixtures, mixed
 from .predicted_samples import PredictedSamples
 from .routing_info import routing_info
 
@@ -44,6 +45,9 @@ class RoutedSegmentor(ContinualSegmentor):
             mixed, see :func:`nearest_weights`; 'base': it gets no expert;
             'abstain': it gets no prediction, its label map is 255
             throughout. Defaults to 'nearest'.
+        descendant_temperature (float, optional): Where the gate chooses one
+            expert, mix in those that started from it, see
+            :func:`descendant_mixtures`. Defaults to None: not.
         **kwargs: As in :class:`ContinualSegmentor`.
 
     Raises:
@@ -58,6 +62,7 @@ class RoutedSegmentor(ContinualSegmentor):
                  embedder: Dict[str, Any],
                  fusion: str = 'weights',
                  unfamiliar: str = 'nearest',
+                 descendant_temperature: Optional[float] = None,
                  **kwargs: Any) -> None:
         super().__init__(backbone, decode_head, **kwargs)
         if not isinstance(self.backbone, LoRAExpertBackbone):
@@ -73,6 +78,10 @@ class RoutedSegmentor(ContinualSegmentor):
         self.gate: BaseGate = TASK_UTILS.build(gate)
         self.embedder = TASK_UTILS.build(embedder)
         self.heads = ExpertHeads(self.backbone.experts.cache)
+        self.lineage = Lineage()
+        self.descendant_temperature = self._checked(descendant_temperature)
+        # mixtures of descendants, and the gate and experts they hold for
+        self._mixtures: Tuple[Any, Tuple[str, ...], Dict] = (None, (), {})
 
     @property
     def expert_names(self) -> Tuple[str, ...]:
@@ -97,15 +106,15 @@ class RoutedSegmentor(ContinualSegmentor):
         routing = self.route(inputs, data_samples)
         predicted = PredictedSamples(inputs, data_samples, self.keep_logits)
         speakers = [self._speaker(routing, i) for i in range(len(routing))]
-        mixed, alone, silent = _by_kind(routing)
+        together, alone, silent = _by_kind(routing)
         predicted.abstain(silent)
         for name in dict.fromkeys(speakers[i] for i in alone):
             self._decode_base(predicted, inputs, name,
                               [i for i in alone if speakers[i] == name])
-        if mixed and self.fusion == 'logits':
-            decode_late(self, predicted, inputs, routing, mixed)
-        elif mixed:
-            self._decode_mixed(predicted, inputs, routing, mixed)
+        if together and self.fusion == 'logits':
+            decode_late(self, predicted, inputs, routing, together)
+        elif together:
+            self._decode_mixed(predicted, inputs, routing, together)
         for index, sample in enumerate(predicted.samples):
             labels = self.heads.labels(speakers[index])
             sample.set_metainfo(routing_info(routing, index, labels))
@@ -128,8 +137,11 @@ class RoutedSegmentor(ContinualSegmentor):
                  ] if data_samples else [None] * len(inputs)
         embeddings = self.embedder(
             self.backbone, inputs) if self.gate.needs_embeddings else None
-        return handle_unfamiliar(
-            self.gate.route(embeddings, tasks), self.unfamiliar)
+        routing = self.gate.route(embeddings, tasks)
+        if (self.descendant_temperature is not None
+                and isinstance(self.gate, PrototypeGate)):
+            routing = mixed(routing, self._descendant_mixtures(self.gate))
+        return handle_unfamiliar(routing, self.unfamiliar)
 
     @contextlib.contextmanager
     def forced(self, expert: str) -> Iterator[None]:
@@ -164,6 +176,32 @@ class RoutedSegmentor(ContinualSegmentor):
                              f'of {list(names)}')
         with self.gated(gate):
             yield
+
+    def _checked(self, temperature: Optional[float]) -> Optional[float]:
+        if temperature is None:
+            return None
+        if not temperature > 0:
+            raise ValueError('model.descendant_temperature must be > 0 or '
+                             f'None, got {temperature}')
+        if not isinstance(self.gate, PrototypeGate):
+            raise ValueError(
+                'model.descendant_temperature weighs experts by distances, '
+                f'which {type(self.gate).__name__} has not: use '
+                'PrototypeGate, or leave it out')
+        return temperature
+
+    def _descendant_mixtures(self, gate: PrototypeGate) -> Dict[str, Dict]:
+        """Made once for a set of experts."""
+        names = gate.expert_names
+        if self._mixtures[0] is not gate or self._mixtures[1] != names:
+            assert self.descendant_temperature is not None
+            mixtures = descendant_mixtures(
+                self.lineage, names, gate.mean_distances(),
+                self.descendant_temperature,
+                {n: self.heads.labels(n).classes
+                 for n in names})
+            self._mixtures = (gate, names, mixtures)
+        return self._mixtures[2]
 
     def _speaker(self, routing: Routing, index: int) -> str:
         """The expert in whose classes an image is labelled."""
@@ -204,14 +242,14 @@ class RoutedSegmentor(ContinualSegmentor):
 
 def _by_kind(routing: Routing) -> Tuple[List[int], List[int], List[int]]:
     """Images with experts, those for the base alone, those without label."""
-    mixed: List[int] = []
+    together: List[int] = []
     alone: List[int] = []
     silent: List[int] = []
     for index in range(len(routing)):
         if routing.abstains is not None and routing.abstains[index]:
             silent.append(index)
         elif routing.weights[index].any():
-            mixed.append(index)
+            together.append(index)
         else:
             alone.append(index)
-    return mixed, alone, silent
+    return together, alone, silent

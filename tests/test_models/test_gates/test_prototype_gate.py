@@ -347,3 +347,13 @@ def test_neighbours_are_weighted_by_mean_distance():
     expected = 1 / (1 + torch.tensor(1 / 1.2 - 1 / 0.4).exp())
     assert weights['a'] == pytest.approx(float(expected))
     assert sum(weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_mean_distance_is_that_of_the_tasks_own_images(metric):
+    tasks = dict(a=cloud(9, 1), b=cloud(3, 7), c=cloud(-2, 5, (2., .5)))
+    gate = gate_of(tasks, metric=metric)
+    found = gate.mean_distances()
+    for row, images in enumerate(tasks.values()):
+        wanted = gate.distances(images.float()).square().mean(0).sqrt()
+        torch.testing.assert_close(found[row], wanted)

@@ -96,7 +96,8 @@ def test_expert_whose_head_lacks_a_class_is_refused(learned_once, fresh):
 
 
 def test_provenance_is_kept(library):
-    assert ExpertStore(library).load('day').provenance == dict(seed=3)
+    provenance = ExpertStore(library).load('day').provenance
+    assert provenance == dict(seed=3, learned_as='day', started_from=[])
 
 
 def test_expert_of_a_gate_without_statistics_is_kept_too(toys, tmp_path):
