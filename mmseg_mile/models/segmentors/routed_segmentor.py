@@ -41,8 +41,9 @@ class RoutedSegmentor(ContinualSegmentor):
             takes as many forwards (the late fusion that SemLA, arXiv
             2503.21780, compares itself with). Defaults to 'weights'.
         unfamiliar (str): What becomes of an image that the gate flags.
-            'nearest': what the gate says; 'fuse': the nearest experts are
-            mixed, see :func:`nearest_weights`; 'base': it gets no expert;
+            'nearest': what the gate says; 'fuse': the nearest experts
+            predict one by one, as by ``fusion='logits'``, with the weights
+            of :func:`nearest_weights`; 'base': it gets no expert;
             'abstain': it gets no prediction, its label map is 255
             throughout. Defaults to 'nearest'.
         descendant_temperature (float, optional): Where the gate chooses one
@@ -77,6 +78,9 @@ class RoutedSegmentor(ContinualSegmentor):
         self.unfamiliar = check_policy(unfamiliar)
         self.gate: BaseGate = TASK_UTILS.build(gate)
         self.embedder = TASK_UTILS.build(embedder)
+        if hasattr(self.embedder, 'look_through'):
+            # a network of its own wants another normalisation
+            self.embedder.look_through(self.data_preprocessor)
         self.heads = ExpertHeads(self.backbone.experts.cache)
         self.lineage = Lineage()
         self.descendant_temperature = self._checked(descendant_temperature)
@@ -111,10 +115,12 @@ class RoutedSegmentor(ContinualSegmentor):
         for name in dict.fromkeys(speakers[i] for i in alone):
             self._decode_base(predicted, inputs, name,
                               [i for i in alone if speakers[i] == name])
-        if together and self.fusion == 'logits':
-            decode_late(self, predicted, inputs, routing, together)
-        elif together:
-            self._decode_mixed(predicted, inputs, routing, together)
+        late = [i for i in together if self._is_late(routing, i)]
+        if late:
+            decode_late(self, predicted, inputs, routing, late)
+        merged = [i for i in together if i not in late]
+        if merged:
+            self._decode_merged(predicted, inputs, routing, merged)
         for index, sample in enumerate(predicted.samples):
             labels = self.heads.labels(speakers[index])
             sample.set_metainfo(routing_info(routing, index, labels))
@@ -203,6 +209,15 @@ class RoutedSegmentor(ContinualSegmentor):
             self._mixtures = (gate, names, mixtures)
         return self._mixtures[2]
 
+    def _is_late(self, routing: Routing, index: int) -> bool:
+        """Whether the experts of an image predict one by one.
+
+        Experts that did not start from one another gain from it: their
+        heads were drawn apart, and a mean of weights is no head.
+        """
+        return self.fusion == 'logits' or (self.unfamiliar == 'fuse'
+                                           and bool(routing.unfamiliar[index]))
+
     def _speaker(self, routing: Routing, index: int) -> str:
         """The expert in whose classes an image is labelled."""
         first = self.expert_names[0]
@@ -212,8 +227,8 @@ class RoutedSegmentor(ContinualSegmentor):
             return first
         return routing.top_expert(index)
 
-    def _decode_mixed(self, predicted: PredictedSamples, inputs: Tensor,
-                      routing: Routing, indices: Sequence[int]) -> None:
+    def _decode_merged(self, predicted: PredictedSamples, inputs: Tensor,
+                       routing: Routing, indices: Sequence[int]) -> None:
         chosen = routing.take(indices)
         for groups in self.backbone.passes(chosen, inputs[indices]):
             where = [i for _, own in groups for i in own]

@@ -164,12 +164,18 @@ def test_abstention_has_the_size_of_the_original_image(kin, toys):
     assert silent.pred_sem_seg.data.shape == (1, 48, 64)
 
 
-def test_flagged_image_is_fused_if_asked_for(kin, toys):
+def test_flagged_image_is_fused_late_if_asked_for(kin, toys):
     kin.unfamiliar = 'fuse'
-    with kin.gated(SaidGate([[1., 0, 0]], [True])):
-        found, = toys.predict(kin, 'night')
+    gate = SaidGate([[1., 0, 0]] * 2, [True, False])
+    with kin.gated(gate):
+        found, familiar = toys.predict(kin, 'night', 'night')
     assert list(found.mixture) == list(NAMES)
     assert found.expert == 'day'
+    assert familiar.mixture == dict(day=1)
+    kin.unfamiliar, kin.fusion = 'nearest', 'logits'
+    with kin.gated(SaidGate([list(found.mixture.values())] * 2)):
+        wanted, _ = toys.predict(kin, 'night', 'night')
+    torch.testing.assert_close(found.seg_logits.data, wanted.seg_logits.data)
 
 
 def test_all_images_of_a_batch_may_go_different_ways(kin, toys):
