@@ -2,6 +2,7 @@
 """Measure time, memory and bytes against stock MMSegmentation and PEFT.
 
     python tools/benchmark.py predict CONFIG... [--size 512 --batch 4 ...]
+    python tools/benchmark.py fuse CONFIG... [--library 20]
     python tools/benchmark.py train CONFIG...
     python tools/benchmark.py scale CONFIG... [--counts 3 30 300]
     python tools/benchmark.py disk CONFIG...
@@ -21,12 +22,14 @@ from typing import Dict
 
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile.benchmarks import (DTYPES, MODES, Report, Settings,
-                                   benchmark_disk, benchmark_prediction,
-                                   benchmark_scale, benchmark_training)
+                                   benchmark_disk, benchmark_fusion,
+                                   benchmark_prediction, benchmark_scale,
+                                   benchmark_training)
 
 # Images of a training batch are as large as what fits two cores.
 DEFAULTS: Dict[str, Dict[str, int]] = dict(
     predict=dict(size=512, batch=4, experts=4, rounds=9),
+    fuse=dict(size=512, batch=4, experts=4, rounds=9),
     train=dict(size=256, batch=2, experts=1, rounds=9),
     scale=dict(size=512, batch=4, experts=3, rounds=15),
     disk=dict(size=256, batch=1, experts=1, rounds=1))
@@ -61,6 +64,9 @@ def parse_args() -> argparse.Namespace:
             type=int,
             default=defaults['experts'],
             help='that the batch mixes')
+        if command == 'fuse':
+            sub.add_argument(
+                '--library', type=int, default=20, help='experts to be mixed')
         if command == 'scale':
             sub.add_argument(
                 '--counts', nargs='+', type=int, default=[3, 30, 300])
@@ -72,11 +78,13 @@ def run(args: argparse.Namespace) -> Report:
     given = {
         k: v
         for k, v in vars(args).items()
-        if k not in ('command', 'configs', 'out', 'counts')
+        if k not in ('command', 'configs', 'out', 'counts', 'library')
     }
     settings = Settings(**{**DEFAULTS[args.command], **given})
     if args.command == 'scale':
         return benchmark_scale(args.configs, settings, args.counts)
+    if args.command == 'fuse':
+        return benchmark_fusion(args.configs, settings, args.library)
     command = dict(
         predict=benchmark_prediction,
         train=benchmark_training,

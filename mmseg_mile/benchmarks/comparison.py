@@ -28,9 +28,13 @@ class Difference:
     @property
     def passed(self) -> bool:
         """bool: Whether fp32 rounding explains the difference."""
+        return self.within(MAX_LOGITS_DIFFERENCE)
+
+    def within(self, logits: float) -> bool:
+        """Whether logits differ by no more than this, and labels hardly."""
         # written so that NaN fails
-        return (self.logits <= MAX_LOGITS_DIFFERENCE
-                and self.labels <= MAX_LABEL_SHARE and self.num_labels > 1)
+        return (self.logits <= logits and self.labels <= MAX_LABEL_SHARE
+                and self.num_labels > 1)
 
 
 def compare(samples: Sequence[SegDataSample],

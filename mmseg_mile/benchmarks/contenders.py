@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple, Type
 
 import torch
 from mmengine.config import ConfigDict
@@ -18,6 +18,7 @@ from mmseg_mile.structures import Expert
 from .benchmark_models import build_stock, stock_model_config
 from .domain_images import blank_samples
 from .drawn_experts import check_mixing
+from .report import raised
 from .settings import Settings
 
 
@@ -86,6 +87,35 @@ class Contender(metaclass=ABCMeta):
     def outputs(self) -> List[SegDataSample]:
         """The same in fp32, with logits, to be compared."""
         return self.predict(self.subject.inputs)
+
+
+def prepare_all(
+        kinds: Sequence[Type[Contender]],
+        subject: Subject) -> Tuple[Dict[str, Contender], Dict[str, str]]:
+    """Contenders that run, and notes on all; PEFT may raise.
+
+    Args:
+        kinds (Sequence[type[Contender]]): Who competes.
+        subject (Subject): What is predicted.
+
+    Returns:
+        tuple: Contenders and notes by name.
+    """
+    contenders: Dict[str, Contender] = {}
+    notes: Dict[str, str] = {}
+    for kind in kinds:
+        contender = kind(subject)
+        try:
+            contender.prepare()
+            contender.run()
+        except (RuntimeError, TypeError, ValueError) as error:
+            if not kind.may_raise:
+                raise
+            notes[kind.name] = raised(error)
+        else:
+            contenders[kind.name] = contender
+            notes[kind.name] = contender.note
+    return contenders, notes
 
 
 class Stock(Contender):

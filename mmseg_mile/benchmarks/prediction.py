@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, List, Sequence, Tuple, Type
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
 from .benchmark_models import (build_expert_segmentor, load_model_config,
                                preprocess, quiet)
 from .comparison import Difference, compare
-from .contenders import Base, Contender, Ours, OursLowRank, Stock, Subject
+from .contenders import (Base, Contender, Ours, OursLowRank, Stock, Subject,
+                         prepare_all)
 from .domain_images import domain_images
 from .drawn_experts import ExpertDrawer
 from .peft_contenders import PeftMixedBatch, PeftTwoPasses
 from .ratio_plot import Bar
-from .report import Report, goal_of, model_name, raised, range_text
+from .report import Report, goal_of, model_name, range_text
 from .settings import Settings
 from .timing import Spread, interleaved_seconds, ratios
 
@@ -67,13 +68,22 @@ def benchmark_prediction(configs: Sequence[str], settings: Settings) -> Report:
         ], 'time relative to stock MMSegmentation', failures)
 
 
-def make_subject(path: str, settings: Settings) -> Subject:
-    """A model with the experts that the batch mixes."""
+def make_subject(path: str,
+                 settings: Settings,
+                 count: Optional[int] = None) -> Subject:
+    """A model with the experts that the batch mixes.
+
+    Args:
+        path (str): File of the config.
+        settings (Settings): Of the benchmark.
+        count (int, optional): How many experts it holds; the first ones are
+            those of the batch. Defaults to None: no others.
+    """
     config = load_model_config(path, settings)
     model = build_expert_segmentor(config, settings)
     images = domain_images(settings)
     drawer = ExpertDrawer(model, config, images, settings)
-    experts = list(drawer.draw(settings.experts))
+    experts = list(drawer.draw(count or settings.experts))
     with quiet():
         for expert in experts:
             model.import_expert(copy.deepcopy(expert))
@@ -93,7 +103,7 @@ def measure(config: str, subject: Subject,
     Returns:
         list[dict]: One row per contender.
     """
-    contenders, notes = _prepared(subject)
+    contenders, notes = prepare_all(CONTENDERS, subject)
     differences = _differences(contenders)
     name = model_name(config)
     for label, difference in differences.items():
@@ -110,25 +120,6 @@ def measure(config: str, subject: Subject,
         goal = goal_of(GOALS, config) if kind is Ours else None
         rows.append(dict(model=name, **row, goal=goal, note=notes[kind.name]))
     return rows
-
-
-def _prepared(subject: Subject) -> Tuple[Dict[str, Contender], Dict[str, str]]:
-    """Contenders that run, and notes on all; PEFT may raise."""
-    contenders: Dict[str, Contender] = {}
-    notes: Dict[str, str] = {}
-    for kind in CONTENDERS:
-        contender = kind(subject)
-        try:
-            contender.prepare()
-            contender.run()
-        except (RuntimeError, TypeError, ValueError) as error:
-            if not kind.may_raise:
-                raise
-            notes[kind.name] = raised(error)
-        else:
-            contenders[kind.name] = contender
-            notes[kind.name] = contender.note
-    return contenders, notes
 
 
 def _differences(contenders: Dict[str, Contender]) -> Dict[str, Difference]:

@@ -56,3 +56,10 @@ def test_maps_of_one_label_do_not_pass():
 def test_missing_logits_are_refused():
     with pytest.raises(ValueError, match='no seg_logits'):
         compare([SegDataSample()], [sample(LOGITS)])
+
+
+def test_other_difference_of_logits_can_be_allowed():
+    difference = Difference(logits=2e-4, labels=0.0, num_labels=2)
+    assert not difference.passed
+    assert difference.within(3e-4)
+    assert not Difference(logits=2e-4, labels=0.5, num_labels=2).within(3e-4)

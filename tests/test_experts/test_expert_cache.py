@@ -121,3 +121,102 @@ def test_removed_part_is_gone(cache):
 def test_negative_budget_is_refused():
     with pytest.raises(ValueError, match='memory_budget_mb must be .* got -1'):
         ExpertCache(-1)
+
+
+class Pair:
+    """What two halves make: a MiB, unless told otherwise."""
+
+    def __init__(self, halves: list, size: int = 2**20) -> None:
+        self.halves = halves
+        self.size = size
+
+    def num_bytes(self) -> int:
+        """Size of it."""
+        return self.size
+
+
+@pytest.fixture
+def large() -> ExpertCache:
+    """Four trained heads, no budget, two sets kept."""
+    cache = ExpertCache(num_sets=2)
+    for name in 'abcd':
+        cache['head', name] = Half()
+    return cache
+
+
+def test_set_that_comes_again_gets_a_joint_part(large):
+    assert large.joint('head', ('a', 'b'), Pair) is None
+    pair = large.joint('head', ('a', 'b'), Pair)
+    assert pair.halves == [large['head', 'a'], large['head', 'b']]
+    assert large.joint('head', ('a', 'b'), Pair) is pair
+    assert large.num_bytes == 4 * 2**19 + 2**20
+
+
+def test_set_that_does_not_come_again_soon_gets_none(large):
+    for names in (('a', 'b'), ('b', 'c'), ('c', 'd'), ('a', 'b')):
+        assert large.joint('head', names, Pair) is None
+    assert large.num_bytes == 4 * 2**19
+
+
+def test_joint_part_of_the_oldest_set_goes(large):
+    for _ in range(2):
+        large.joint('head', ('a', 'b'), Pair)
+    large.joint('head', ('b', 'c'), Pair)
+    assert large.num_bytes == 4 * 2**19 + 2**20
+    large.joint('head', ('c', 'd'), Pair)
+    assert large.num_bytes == 4 * 2**19
+
+
+def test_sets_of_another_kind_do_not_count(large):
+    for name in 'ab':
+        large['adapter', name] = Half()
+    for _ in range(2):
+        head = large.joint('head', ('a', 'b'), Pair)
+        adapter = large.joint('adapter', ('a', 'b'), Pair)
+        large.joint('adapter', ('b', 'a'), Pair)
+    assert adapter.halves == [large['adapter', 'a'], large['adapter', 'b']]
+    assert large.joint('head', ('a', 'b'), Pair) is head
+
+
+@pytest.mark.parametrize('change', [
+    lambda cache: cache.__setitem__(('head', 'b'), Half()),
+    lambda cache: cache.defer(('head', 'b'), Half),
+    lambda cache: cache.__delitem__(('head', 'b')),
+])
+def test_joint_part_goes_with_what_it_was_made_of(large, change):
+    for names in (('a', 'b'), ('c', 'd')) * 2:
+        large.joint('head', names, Pair)
+    before = large.num_bytes
+    other = large.joint('head', ('c', 'd'), Pair)
+    change(large)
+    assert large.num_bytes <= before - 2**20
+    assert large.joint('head', ('a', 'b'), Pair) is None
+    assert large.joint('head', ('c', 'd'), Pair) is other
+
+
+def test_stored_experts_leave_for_their_joint_part(cache, reads):
+    for _ in range(3):
+        pair = cache.joint('head', ('a', 'b'), Pair)
+        assert cache.num_bytes <= 2**20
+    assert pair is not None and cache.num_bytes == 2**20
+    assert reads == ['a', 'b']
+
+
+def test_joint_part_leaves_when_memory_is_needed(cache, reads):
+    for _ in range(2):
+        first = cache.joint('head', ('a', 'b'), Pair)
+    use(cache, 'ca')
+    assert cache.num_bytes == 2**20
+    again = cache.joint('head', ('a', 'b'), Pair)
+    assert again is not first and again.num_bytes() == 2**20
+    assert cache.num_bytes == 2**20
+
+
+def test_joint_part_beyond_the_budget_is_not_kept(cache):
+    made = []
+    for _ in range(3):
+        made.append(
+            cache.joint('head', ('a', 'b', 'c'),
+                        lambda halves: Pair(halves, 3 * 2**19)))
+        assert cache.num_bytes <= 2**20
+    assert made[0] is None and None is not made[1] is not made[2]

@@ -14,6 +14,7 @@ from mmseg_mile.benchmarks import library_scale, prediction, training
 SMALL = ('--size', 64, '--batch', 2, '--rounds', 1, '--warmup', 0)
 COMMANDS = dict(
     predict=(*SMALL, '--experts', 2),
+    fuse=(*SMALL, '--experts', 2, '--library', 3),
     train=SMALL,
     scale=(*SMALL, '--experts', 2, '--counts', 2, 3),
     disk=('--size', 64))

@@ -27,7 +27,10 @@ class ExpertForward:
     forwards a whole batch once and adds ``s B A x`` to each image's rows.
     'auto' is 'merged', which measured faster on a CPU for every network: few
     images stay in the caches, and with an expert they cost what they cost
-    without (``tools/benchmark.py predict`` times both).
+    without (``tools/benchmark.py predict`` times both). So it is where each
+    image mixes 20 experts (``tools/benchmark.py fuse``): merging costs a
+    layer as much as forwarding R more positions, R being the sum of the
+    ranks, and low-rank terms cost R (I + O) / (I O) of all positions.
 
     Args:
         backbone (nn.Module): The inner backbone.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from typing import (Callable, Dict, Iterable, List, Mapping, NamedTuple,
-                    Optional, Tuple)
+                    Optional, Sequence, Tuple)
 
 import torch
 from torch import Tensor
 
 from mmseg_mile.experts.expert_cache import ExpertCache, Key
-from .merging import Adapter, merge_adapters
+from .adapter import Adapter
+from .merging import merge_adapters
+from .stacked_adapters import StackedAdapters
 
 
 class _Merged(NamedTuple):
@@ -21,11 +23,13 @@ class _Merged(NamedTuple):
 class AdapterLibrary:
     """Named adapters with a bounded cache of merged weights.
 
-    Merged weights are made anew when the base's have changed since.
+    Merged weights are made anew when the base's have changed since. Where
+    the same experts are mixed with ever other weights, their factors are
+    kept side by side, see :class:`StackedAdapters`.
 
     Args:
         merge_cache_size (int): Merged weight sets kept, least recently used
-            dropped first.
+            dropped first; and sets of experts whose factors are.
         memory_budget_mb (float, optional): Of the :attr:`cache` that holds
             the adapters' tensors. Defaults to None: no limit.
     """
@@ -36,7 +40,7 @@ class AdapterLibrary:
         if merge_cache_size < 1:
             raise ValueError('merge_cache_size must be at least 1, got '
                              f'{merge_cache_size}')
-        self.cache = ExpertCache(memory_budget_mb)
+        self.cache = ExpertCache(memory_budget_mb, merge_cache_size)
         self._names: Dict[str, None] = {}
         self._merged: OrderedDict = OrderedDict()
         self._merge_cache_size = merge_cache_size
@@ -102,19 +106,29 @@ class AdapterLibrary:
         Returns:
             dict[str, Tensor]: Entries that differ from the base.
         """
+        self.require(mixture)
         key = tuple(sorted(mixture.items()))
         if key not in self._merged or (self._merged[key].stamp != _stamp(
                 self._merged[key].tensors, base)):
-            adapters = [(weight, self[name]) for name, weight in key]
             # autocast would round the product of A and B, which is kept
             kind = next(iter(base.values())).device.type
             with torch.no_grad(), torch.autocast(kind, enabled=False):
-                tensors = merge_adapters(base, adapters)
+                tensors = self._merge(key, base)
             self._merged[key] = _Merged(tensors, _stamp(tensors, base))
             while len(self._merged) > self._merge_cache_size:
                 self._merged.popitem(last=False)
         self._merged.move_to_end(key)
         return self._merged[key].tensors
+
+    def _merge(self, mixture: Sequence[Tuple[str, float]],
+               base: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+        names = tuple(name for name, _ in mixture)
+        stack = None
+        if len(names) > 1:
+            stack = self.cache.joint('adapter', names, StackedAdapters)
+        if stack is None:
+            return merge_adapters(base, [(w, self[n]) for n, w in mixture])
+        return stack.merged([weight for _, weight in mixture], base)
 
     def _key(self, name: str) -> Key:
         if name not in self._names:

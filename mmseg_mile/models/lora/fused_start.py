@@ -7,9 +7,10 @@ from typing import Any, Mapping, Sequence, Tuple
 
 from torch import Tensor, nn
 
+from .adapter import Adapter
 from .config import lora_scaling
 from .joined_adapters import cut_adapter, join_adapters
-from .merging import Adapter, mix_norm
+from .merging import mix_norm
 
 
 def fused_adapter(mixture: Sequence[Tuple[float, Adapter]],

@@ -11,9 +11,9 @@ from mmcv.cnn import is_norm
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from .adapter import Adapter
 from .config import lora_scaling
 from .frozen_convolution import FrozenConv2d, can_freeze
-from .merging import Adapter
 from .recomputation import RecomputedActivation, can_recompute
 from .trainable_layers import trainable_layer
 

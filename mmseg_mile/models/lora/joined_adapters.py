@@ -7,7 +7,7 @@ from typing import Dict, Mapping, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .merging import Adapter
+from .adapter import Adapter
 
 # Shape legend: O outputs, I inputs, R rank, K kernel side
 

@@ -9,9 +9,10 @@ import torch
 from mmcv.cnn import is_norm
 from torch import Tensor, nn
 
+from .adapter import Adapter
 from .low_rank_layers import (LowRankConv2d, LowRankLinear, LowRankTerm, Part,
                               PartedNorm)
-from .merging import Adapter, mix_norm
+from .merging import mix_norm
 from .probe import probe_images
 
 Mixture = Sequence[Tuple[float, Adapter]]

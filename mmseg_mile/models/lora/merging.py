@@ -2,100 +2,15 @@
 """Base weights plus a weighted sum of adapters, as a parameter dict."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Mapping, Sequence, Tuple
 
-import torch
 from torch import Tensor
 
-from .config import lora_scaling
+from .adapter import Adapter
+from .stacked_adapters import StackedAdapters
+from .stacked_tensors import StackedTensors
 
 # Shape legend: O outputs, I inputs, R rank, K kernel side
-
-
-@dataclass
-class Adapter:
-    """Tensors of one expert inside the backbone.
-
-    Args:
-        lora (dict[str, Tensor]): ``<module>.lora_A.weight`` (R, I[, K, K])
-            and ``<module>.lora_B.weight`` (O, R[, 1, 1]).
-        norm (dict[str, Tensor]): Owned norm parameters and buffers, or {}.
-        scaling (float): ``lora_alpha / r``.
-    """
-    lora: Dict[str, Tensor]
-    norm: Dict[str, Tensor]
-    scaling: float
-
-    def targets(self) -> List[str]:
-        """Names of the adapted layers."""
-        suffix = '.lora_A.weight'
-        return [k[:-len(suffix)] for k in self.lora if k.endswith(suffix)]
-
-    def num_bytes(self) -> int:
-        """Memory that the tensors take."""
-        return sum(
-            v.nbytes for part in (self.lora, self.norm) for v in part.values())
-
-    def clone(self, device: Optional[torch.device] = None) -> 'Adapter':
-        """A copy that shares no tensor, on ``device`` if one is given."""
-        lora, norm = ({
-            k: v.to(device or v.device, copy=True)
-            for k, v in tensors.items()
-        } for tensors in (self.lora, self.norm))
-        return Adapter(lora, norm, self.scaling)
-
-    def check_settings(self, name: str, targets: Sequence[str],
-                       config: Mapping[str, Any], train_norm: bool) -> None:
-        """Raise unless training can go on from here with these settings.
-
-        Raises:
-            ValueError: If layers, rank or scaling differ, or the adapter
-                owns norm layers that would not be trained.
-        """
-        ranks = {v.shape[0] for k, v in self.lora.items() if 'lora_A' in k}
-        scaling = lora_scaling(config)
-        if (set(self.targets()) != set(targets) or ranks - {config['r']}
-                or self.scaling != scaling or bool(self.norm) > train_norm):
-            raise ValueError(
-                f'expert {name!r} has {len(self.targets())} layers of rank '
-                f'{sorted(ranks)}, scaling {self.scaling:g} and '
-                f'{len(self.norm)} norm tensors; the config asks for '
-                f'{len(targets)}, {config["r"]}, {scaling:g} and train_norm='
-                f'{train_norm}: train with the settings it was made with, '
-                "or start from 'base'.")
-
-    def check_fit(self,
-                  name: str,
-                  base: Mapping[str, Tensor],
-                  adapts: Optional[bool] = True) -> None:
-        """Raise unless the tensors fit the layers of ``base``.
-
-        Args:
-            name (str): Of the expert, for the message.
-            base (Mapping[str, Tensor]): The backbone's tensors by name.
-            adapts (bool, optional): Whether it must adapt a layer, or must
-                not; None allows both. Defaults to True.
-
-        Raises:
-            ValueError: If a layer does not exist or has another shape, or
-                the adapter is empty or should be.
-        """
-        wrong = [k for k, v in self.norm.items() if _shape(base, k) != v.shape]
-        pairs = [f'{t}.lora_{x}.weight' for t in self.targets() for x in 'AB']
-        wrong += set(self.lora).symmetric_difference(pairs)
-        for target in self.targets() if not wrong else ():
-            down, up = (self.lora[f'{target}.lora_{x}.weight'] for x in 'AB')
-            if (down.shape[0] != up.shape[1]
-                    or _shape(base, f'{target}.weight')
-                    != (up.shape[0], *down.shape[1:])):
-                wrong.append(target)
-        if wrong or adapts not in (None, bool(self.lora)):
-            found = 'no' if adapts else 'an'
-            raise ValueError(
-                f'expert {name!r} does not fit the layers of this backbone: '
-                f'{sorted(wrong)[:5] or f"it has {found} adapter"}. Load it '
-                'into the backbone that it was trained in, or train it again.')
 
 
 def lora_delta(down: Tensor, up: Tensor) -> Tensor:
@@ -110,10 +25,6 @@ def lora_delta(down: Tensor, up: Tensor) -> Tensor:
     """
     delta = up.flatten(1) @ down.flatten(1)
     return delta.view(up.shape[0], *down.shape[1:])
-
-
-def _shape(base: Mapping[str, Tensor], key: str) -> Any:
-    return getattr(base.get(key), 'shape', None)
 
 
 def merge_adapters(
@@ -134,31 +45,27 @@ def merge_adapters(
         dict[str, Tensor]: Only the entries that differ from the base, for
         :meth:`TensorSlots.holding`.
     """
+    if len(mixture) != 1:
+        stack = StackedAdapters([adapter for _, adapter in mixture])
+        return stack.merged([weight for weight, _ in mixture], base)
+    (weight, adapter), = mixture
     merged: Dict[str, Tensor] = {}
-    for weight, adapter in mixture:
-        for target in adapter.targets():
-            key = f'{target}.weight'
-            delta = lora_delta(adapter.lora[f'{target}.lora_A.weight'],
-                               adapter.lora[f'{target}.lora_B.weight'])
-            if key not in merged:
-                # a clone keeps the strides, by which convolutions choose
-                # their kernel, those of 1x1 weights included
-                merged[key] = base[key].detach().clone()
-            merged[key].add_(
-                delta.to(merged[key]), alpha=weight * adapter.scaling)
+    for target in adapter.targets():
+        key = f'{target}.weight'
+        delta = lora_delta(adapter.lora[f'{target}.lora_A.weight'],
+                           adapter.lora[f'{target}.lora_B.weight'])
+        # a clone keeps the strides, by which convolutions choose their
+        # kernel, those of 1x1 weights included
+        merged[key] = base[key].detach().clone()
+        merged[key].add_(delta.to(merged[key]), alpha=weight * adapter.scaling)
     return {**merged, **mix_norm(base, mixture)}
 
 
 def mix_norm(base: Mapping[str, Tensor],
              mixture: Sequence[Tuple[float, Adapter]]) -> Dict[str, Tensor]:
     """Weighted mean of owned norm tensors; see :func:`merge_adapters`."""
-    mixed: Dict[str, Tensor] = {}
-    # a dict, for an order that does not change from run to run
-    for key in dict.fromkeys(k for _, a in mixture for k in a.norm):
-        values = [(w, a.norm.get(key, base[key]).to(base[key].device))
-                  for w, a in mixture]
-        if len(values) == 1 or not values[0][1].is_floating_point():
-            mixed[key] = values[0][1]
-        else:
-            mixed[key] = torch.stack([w * v for w, v in values]).sum(0)
-    return mixed
+    if len(mixture) == 1:
+        own = mixture[0][1].norm
+        return {k: v.to(base[k].device) for k, v in own.items()}
+    norms = StackedTensors([adapter.norm for _, adapter in mixture])
+    return norms.mean([weight for weight, _ in mixture], base)

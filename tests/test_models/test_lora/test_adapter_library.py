@@ -155,3 +155,85 @@ def test_adapter_in_memory_only_survives_any_budget(base):
     library['other']
     assert library['trained'] is not trained
     assert value(library, base, trained=1.0) == 7
+
+
+def test_factors_of_a_set_are_stacked_once_it_comes_again(library, base):
+    alone = sum(adapter(1.).num_bytes() for _ in range(2))
+    for share in (0.25, 0.5, 0.75):
+        assert value(library, base, one=share, two=1 - share) == 2 - share
+        stacked = library.cache.num_bytes > alone
+        assert stacked == (share > 0.25)
+
+
+def test_order_of_a_mixture_does_not_matter_to_the_stack(library, base):
+    value(library, base, one=0.25, two=0.75)
+    value(library, base, two=0.5, one=0.5)
+    before = library.cache.num_bytes
+    assert value(library, base, two=0.25, one=0.75) == 1.25
+    assert library.cache.num_bytes == before
+
+
+def test_single_expert_is_never_stacked(library, base):
+    before = library.cache.num_bytes
+    for weight in (0.25, 0.5, 1.0):
+        assert value(library, base, one=weight) == weight
+    assert library.cache.num_bytes == before
+
+
+@pytest.mark.parametrize('change', [
+    lambda library: library.__setitem__('two', adapter(4.)),
+    lambda library: library.defer('two', lambda: adapter(4.)),
+])
+def test_stack_of_a_replaced_expert_is_made_anew(library, base, change):
+    for share in (0.25, 0.5):
+        value(library, base, one=share, two=1 - share)
+    change(library)
+    for share in (0.25, 0.5, 0.75):
+        assert value(
+            library, base, one=share, two=1 - share) == (4 - 3 * share)
+
+
+def test_stack_of_a_removed_expert_is_gone(library, base):
+    for share in (0.25, 0.5):
+        value(library, base, one=share, two=1 - share)
+    del library['two']
+    assert library.cache.num_bytes == adapter(1.).num_bytes()
+
+
+def test_stack_serves_a_base_that_was_written_to_or_moved(library, base):
+    for share in (0.25, 0.5):
+        value(library, base, one=share, two=1 - share)
+    base['a.weight'].fill_(10)
+    assert value(library, base, one=0.5, two=0.5) == 11.5
+    assert value(library, base, one=0.75, two=0.25) == 11.25
+    moved = {'a.weight': base['a.weight'].double()}
+    assert value(library, moved, one=0.75, two=0.25) == 11.25
+
+
+def test_norms_renewed_from_a_base_enter_the_mixture(library, base):
+    for name in library.names:
+        library[name].norm['n.weight'] = torch.zeros(3)
+        library[name] = library[name]
+    base = dict(base, **{'n.weight': torch.ones(3)})
+    for share in (0.25, 0.5):
+        mixed = library.merged({'one': share, 'two': 1 - share}, base)
+        assert torch.equal(mixed['n.weight'], torch.zeros(3))
+    library.copy_norms(base)
+    mixed = library.merged({'one': 0.5, 'two': 0.5}, base)
+    assert torch.equal(mixed['n.weight'], torch.ones(3))
+
+
+def test_budget_is_kept_while_sets_are_mixed(base):
+    size = adapter(1.).num_bytes()
+    library = AdapterLibrary(2, memory_budget_mb=4 * size / 2**20)
+    for index in range(6):
+        library.defer(f'{index}', lambda i=index: adapter(float(i)))
+    for _ in range(2):
+        for share in (0.25, 0.5, 0.75):
+            assert value(library, base, **{'1': share, '5': 1 - share}) == (
+                5 - 4 * share)  # yapf: disable
+            assert library.cache.num_bytes <= 4 * size
+            assert value(library, base, **{str(i): 1 / 6
+                                           for i in range(6)}) == (
+                                               pytest.approx(2.5))
+            assert library.cache.num_bytes <= 4 * size

@@ -15,20 +15,32 @@ def task(init_from=None):
 
 @pytest.mark.parametrize('own, default, expected', [
     (None, 'base', None),
-    (None, 'previous', 'b'),
-    (None, 'nearest', 'near'),
-    (None, 'a', 'a'),
+    (None, 'previous', {
+        'b': 1.0
+    }),
+    (None, 'nearest', {
+        'near': 1.0
+    }),
+    (None, 'a', {
+        'a': 1.0
+    }),
     ('base', 'previous', None),
-    ('a', 'nearest', 'a'),
+    ('a', 'nearest', {
+        'a': 1.0
+    }),
+    (None, 'fused', dict(a=.4, b=.6)),
 ])
 def test_start_is_that_of_the_task_or_else_of_the_method(
         own, default, expected):
-    assert start_of(task(own), default, ['a', 'b'], lambda: 'near') == expected
+    start = start_of(
+        task(own), default, ['a', 'b'], lambda: 'near',
+        lambda: dict(a=.4, b=.6))
+    assert start == expected
 
 
-@pytest.mark.parametrize('start', ['base', 'previous', 'nearest'])
+@pytest.mark.parametrize('start', ['base', 'previous', 'nearest', 'fused'])
 def test_first_task_starts_from_the_base(start):
-    assert start_of(task(), start, [], lambda: 1 / 0) is None
+    assert start_of(task(), start, [], lambda: 1 / 0, lambda: 1 / 0) is None
 
 
 @pytest.mark.parametrize('own, default', [('c', 'base'), (None, 'c')])
@@ -40,9 +52,10 @@ def test_start_that_is_unknown_is_refused(own, default):
         check_start(task(own), default, ['a', 'b'], PrototypeGate())
 
 
-def test_nearest_start_asks_for_a_gate_with_distances():
-    check_start(task(), 'nearest', ['a'], PrototypeGate())
+@pytest.mark.parametrize('start', ['nearest', 'fused'])
+def test_start_by_distance_asks_for_a_gate_with_distances(start):
+    check_start(task(), start, ['a'], PrototypeGate())
     # of the first task nothing is asked
-    check_start(task(), 'nearest', [], LastGate())
+    check_start(task(), start, [], LastGate())
     with pytest.raises(ValueError, match='LastGate has not: use Prototype'):
-        check_start(task(), 'nearest', ['a'], LastGate())
+        check_start(task(), start, ['a'], LastGate())
