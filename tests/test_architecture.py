@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
         'structures', 'datasets', 'evaluation', 'experts', 'models', 'engine',
         'baselines', 'visualization', 'reports'
     },
+    'serving': {'visualization', 'reports', 'apis'},
     'benchmarks': {
         'structures', 'datasets', 'evaluation', 'experts', 'models', 'engine',
         'baselines', 'visualization', 'reports', 'apis'

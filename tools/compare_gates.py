@@ -3,27 +3,29 @@
 
     python tools/compare_gates.py CONFIG
     python tools/compare_gates.py CONFIG --folders day='rgb/*D.jpg' ...
+    python tools/compare_gates.py CONFIG --held-out [--stem conv1]
 
 Each domain's training images are learned and its validation images routed;
 with ``--folders``, every other image of a folder is learned and the rest
-routed, which needs no labels.
+routed, which needs no labels. With ``--held-out``, the flag for unfamiliar
+images is tried: each domain is left out in turn, and its validation images
+should be flagged, those of the others should not.
 """
 from __future__ import annotations
 
 import argparse
 import glob
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Tuple
 
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import Runner
-from prettytable import PrettyTable, TableStyle
 
-from mmseg_mile.apis.gate_study import (GATES, STAGE_SETS, Split,
-                                        StageEmbeddings, route_all)
-from mmseg_mile.models import PrototypeGate
+from mmseg_mile.apis.gate_study import routing_study
+from mmseg_mile.apis.held_out_study import embedders_of, held_out_study
+from mmseg_mile.experts.library_edits import open_library
 
-Batches = Iterator[dict]
+Images = Dict[str, Tuple[Any, Any]]
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,12 +34,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of a stream, MILE')
     parser.add_argument('--scales', nargs='+', type=float, default=[1, 0.5])
     parser.add_argument('--folders', nargs='+', metavar='NAME=GLOB')
+    parser.add_argument(
+        '--held-out', action='store_true', help='hold each domain out')
+    parser.add_argument(
+        '--stem', help="module of the base's first layer, for --held-out")
+    parser.add_argument('--embeddings', nargs='+', help='for --held-out')
+    parser.add_argument(
+        '--quantiles', nargs='+', type=float, default=[0.99, 0.95])
+    parser.add_argument('--library', help='take the base of this library')
     parser.add_argument('--work-dir', default='work_dirs/compare_gates')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     return parser.parse_args()
 
 
-def stream_images(runner: Runner, loop: Any) -> Dict[str, Tuple[Any, Any]]:
+def stream_images(runner: Runner, loop: Any) -> Images:
     """Loaders of each task's training and validation images."""
     return {
         task.name:
@@ -48,7 +58,7 @@ def stream_images(runner: Runner, loop: Any) -> Dict[str, Tuple[Any, Any]]:
     }
 
 
-def folder_images(loop: Any, folders: list) -> Dict[str, Tuple[Any, Any]]:
+def folder_images(loop: Any, folders: list) -> Images:
     """Every other image of each folder, and the rest.
 
     Raises:
@@ -74,41 +84,25 @@ def folder_images(loop: Any, folders: list) -> Dict[str, Tuple[Any, Any]]:
 
 
 def main() -> None:
-    """Embed the images once per scale and print a table of all gates."""
+    """Embed the images and print a table of all gates, or of all flags."""
     args = parse_args()
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     cfg.work_dir = args.work_dir
     runner = Runner.from_cfg(cfg)
     loop = runner.train_loop
-    loop.model.init_weights()
+    if args.library:
+        loop.model.backbone.load_base(*open_library(args.library).load_base())
+    else:
+        loop.model.init_weights()
     loop.model.eval()
     images = folder_images(
         loop, args.folders) if args.folders else stream_images(runner, loop)
-    table = PrettyTable(['embedding', 'scale', 'values', 'gate'] +
-                        [f'{n} %' for n in images] + ['all %', 'flagged %'])
-    table.set_style(TableStyle.MARKDOWN)
-    for scale in args.scales:
-        stages = StageEmbeddings(loop.model, scale)
-        whole = {
-            name: Split(stages.embed(train), stages.embed(test))
-            for name, (train, test) in images.items()
-        }
-        for label, (chosen, statistics) in STAGE_SETS.items():
-            columns = stages.columns(chosen, statistics)
-            part = {
-                n: Split(s.train[:, columns], s.test[:, columns])
-                for n, s in whole.items()
-            }
-            for gate, options in GATES.items():
-                confusion, flagged = route_all(PrototypeGate(**options), part)
-                right = confusion.diagonal() / confusion.sum(1)
-                all_right = confusion.trace() / confusion.sum()
-                table.add_row(
-                    [label, scale, len(columns), gate] +
-                    [f'{100 * r:.1f}' for r in right] +
-                    [f'{100 * all_right:.1f}', f'{100 * flagged:.1f}'])
-    print(table)
+    if args.held_out:
+        embedders = embedders_of(loop.model, args.stem, args.embeddings)
+        print(held_out_study(loop.model, images, embedders, args.quantiles))
+    else:
+        print(routing_study(loop.model, images, args.scales))
 
 
 if __name__ == '__main__':

@@ -2,10 +2,12 @@
 """Which gate tells a set of domains apart, before anything is trained."""
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import (Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence,
+                    Tuple)
 
 import numpy as np
 import torch
+from prettytable import PrettyTable, TableStyle
 from torch import Tensor
 
 from mmseg_mile.models import ExpertSegmentor, PrototypeGate
@@ -77,6 +79,46 @@ class StageEmbeddings:
                     columns += range(first, first + channels)
             start += 2 * channels
         return columns
+
+
+def routing_study(model: ExpertSegmentor, images: Mapping[str, Tuple[Any,
+                                                                     Any]],
+                  scales: Sequence[float]) -> PrettyTable:
+    """A table of all gates on all sets of stages.
+
+    Args:
+        model (ExpertSegmentor): Whose frozen base and preprocessor.
+        images (Mapping[str, tuple]): By domain, loaders of the images to
+            learn from and of those to route.
+        scales (Sequence[float]): Of the gate's copies of the images.
+
+    Returns:
+        PrettyTable: In Markdown; per cent of the images routed right.
+    """
+    table = PrettyTable(['embedding', 'scale', 'values', 'gate'] +
+                        [f'{n} %' for n in images] + ['all %', 'flagged %'])
+    table.set_style(TableStyle.MARKDOWN)
+    for scale in scales:
+        stages = StageEmbeddings(model, scale)
+        whole = {
+            name: Split(stages.embed(train), stages.embed(test))
+            for name, (train, test) in images.items()
+        }
+        for label, (chosen, statistics) in STAGE_SETS.items():
+            columns = stages.columns(chosen, statistics)
+            part = {
+                n: Split(s.train[:, columns], s.test[:, columns])
+                for n, s in whole.items()
+            }
+            for gate, options in GATES.items():
+                confusion, flagged = route_all(PrototypeGate(**options), part)
+                right = confusion.diagonal() / confusion.sum(1)
+                all_right = confusion.trace() / confusion.sum()
+                table.add_row(
+                    [label, scale, len(columns), gate] +
+                    [f'{100 * r:.1f}' for r in right] +
+                    [f'{100 * all_right:.1f}', f'{100 * flagged:.1f}'])
+    return table
 
 
 def route_all(gate: PrototypeGate,

@@ -12,7 +12,7 @@ from mmseg_mile.experts import ExpertStore
 from mmseg_mile.models import ExpertSegmentor
 from mmseg_mile.models.segmentors.embedding import embed_images
 
-_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def fit_prototypes(model: ExpertSegmentor, store: ExpertStore, name: str,
@@ -34,10 +34,10 @@ def fit_prototypes(model: ExpertSegmentor, store: ExpertStore, name: str,
     """
     paths = sorted(
         p for p in folder.rglob('*')
-        if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+        if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
     if model.gate.needs_embeddings and not paths:
         raise ValueError(f'--images {folder} holds no image with one of the '
-                         f'suffixes {_SUFFIXES}: name the folder of the '
+                         f'suffixes {IMAGE_SUFFIXES}: name the folder of the '
                          "domain's training images")
     model.backbone.load_base(*store.load_base())
     for other in store.open(store.names):

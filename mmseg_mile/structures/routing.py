@@ -24,12 +24,16 @@ class Routing:
             from its nearest expert than that expert's own images do.
         abstains (Tensor, optional): (B,) bool, True where the image gets no
             prediction. Defaults to None: nowhere.
+        unfamiliarity (Tensor, optional): (B,), what ``unfamiliar`` is made
+            of: 1 at the limit, larger for stranger images. Defaults to None:
+            the gate does not measure it.
     """
     expert_names: Tuple[str, ...]
     weights: Tensor
     distances: Tensor
     unfamiliar: Tensor
     abstains: Optional[Tensor] = None
+    unfamiliarity: Optional[Tensor] = None
 
     def __len__(self) -> int:
         return self.weights.shape[0]
@@ -53,10 +57,12 @@ class Routing:
     def take(self, indices: Sequence[int]) -> 'Routing':
         """The routing of some of the images, in the order given."""
         chosen = list(indices)
-        abstains = None if self.abstains is None else self.abstains[chosen]
+        abstains, unfamiliarity = (None if values is None else values[chosen]
+                                   for values in (self.abstains,
+                                                  self.unfamiliarity))
         return Routing(self.expert_names, self.weights[chosen],
                        self.distances[chosen], self.unfamiliar[chosen],
-                       abstains)
+                       abstains, unfamiliarity)
 
     def groups(self) -> List[Tuple[Dict[str, float], List[int]]]:
         """Images that share one mixture, in order of first appearance.

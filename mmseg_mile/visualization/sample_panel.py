@@ -52,8 +52,9 @@ def make_panel(task: Task,
         other['oracle'] = _shrink(labels, cv2.INTER_NEAREST)
 
     try:
-        image = _as_evaluated(
-            read_image_for_display(sample.img_path), sample, truth.shape)
+        image = as_evaluated(
+            read_image_for_display(sample.img_path), cropped_columns(sample),
+            truth.shape)
     except (OSError, ValueError) as error:
         logger.warning(f'an image is left out of the pictures: {error}')
         image = np.full((*truth.shape, 3), 128, np.uint8)
@@ -101,10 +102,16 @@ def _label_map(data: Tensor) -> np.ndarray:
     return data.squeeze(0).cpu().numpy().astype(np.int16)
 
 
-def _as_evaluated(image: np.ndarray, sample: SegDataSample,
-                  shape: tuple) -> np.ndarray:
-    """The part and size of the image on disk that the labels cover."""
-    columns = _cropped_columns(sample)
+def as_evaluated(image: np.ndarray, columns: Optional[Sequence[int]],
+                 shape: Tuple[int, ...]) -> np.ndarray:
+    """The part and size of the image on disk that the labels cover.
+
+    Args:
+        image (np.ndarray): (H, W, 3), as it is on disk.
+        columns (Sequence[int], optional): First column that was kept, and
+            first that was not; None of an image that was not cropped.
+        shape (tuple[int]): Of the labels.
+    """
     if image.shape[:2] != shape and columns is not None:
         image = image[:, columns[0]:columns[1]]
     if image.shape[:2] != shape:
@@ -112,7 +119,8 @@ def _as_evaluated(image: np.ndarray, sample: SegDataSample,
     return image
 
 
-def _cropped_columns(sample: SegDataSample) -> Optional[Sequence[int]]:
+def cropped_columns(sample: SegDataSample) -> Optional[Sequence[int]]:
+    """The columns that a ``CropColumns`` kept, where the sample tells."""
     # CropColumns notes a range per key of the sample.
     per_key = sample.get('cropped_columns') or {}
     return per_key.get('img', sample.get('crop_columns'))

@@ -6,13 +6,12 @@ from typing import List, Optional, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmseg.registry import TASK_UTILS
 from ..backbones import LoRAExpertBackbone
+from .small_copies import small_copy
 
 _STATISTICS = ('mean', 'std')
-_MIN_SIDE = 32
 # Shape legend: B images, C channels, H x W grid, D embedding
 
 
@@ -66,7 +65,7 @@ class FeatureStatisticsEmbedder:
         Raises:
             ValueError: If a chosen stage does not exist.
         """
-        outputs = self._outputs(backbone, self._shrink(images))
+        outputs = self._outputs(backbone, small_copy(images, self.scale))
         stages = range(len(outputs)) if self.stages is None else self.stages
         outside = [s for s in stages if not -len(outputs) <= s < len(outputs)]
         if outside:
@@ -90,14 +89,3 @@ class FeatureStatisticsEmbedder:
         with backbone.base():
             outputs = backbone(images)
         return (outputs, ) if isinstance(outputs, Tensor) else outputs
-
-    def _shrink(self, images: Tensor) -> Tensor:
-        """Area-averaged copy, never below 32 pixels a side."""
-        height, width = images.shape[2:]
-        size = [
-            min(side, max(_MIN_SIDE, round(side * self.scale)))
-            for side in (height, width)
-        ]
-        if size == [height, width]:
-            return images
-        return F.interpolate(images, size=size, mode='area')

@@ -2,14 +2,12 @@
 """Statistics of several tasks as those of one."""
 from __future__ import annotations
 
-from typing import Dict, List, Sequence
+from typing import Dict, Sequence
 
 import torch
 from torch import Tensor
 
 from .prototypes import Prototypes, pack
-
-_FIELDS = {'centroids', 'counts', 'scatter', 'reach'}
 
 
 def merge_prototypes(states: Sequence[Dict[str, Tensor]],
@@ -20,8 +18,8 @@ def merge_prototypes(states: Sequence[Dict[str, Tensor]],
     By default every centroid stays a centroid, so that an image is as near
     to the merged task as to the nearest of its parts. ``pooled`` makes one
     mean of them, which is the fit of a gate with one prototype per task to
-    the images of all parts together. The calibrated reach is no sum: the
-    widest of the parts' is kept.
+    the images of all parts together. What was calibrated is no sum: that of
+    the part with the widest limit is kept.
 
     Args:
         states (Sequence[dict[str, Tensor]]): As gates store them; all empty
@@ -36,12 +34,12 @@ def merge_prototypes(states: Sequence[Dict[str, Tensor]],
     """
     if not any(states):
         return {}
-    if any(set(state) != _FIELDS for state in states):
+    try:
+        parts = [Prototypes.from_state(state) for state in states]
+    except ValueError as error:
         raise ValueError(
-            'the statistics of these experts cannot be merged: they hold '
-            f'{sorted(set().union(*states))}, not {sorted(_FIELDS)}. Merge '
-            'experts whose gate is a PrototypeGate.')
-    parts = [Prototypes.from_state(state) for state in states]
+            f'the statistics of these experts cannot be merged: {error}. '
+            'Merge experts whose gate is a PrototypeGate.') from error
     sizes = sorted({part.size for part in parts})
     if len(sizes) > 1:
         raise ValueError(f'the prototypes of these experts have {sizes} '
@@ -55,11 +53,15 @@ def merge_prototypes(states: Sequence[Dict[str, Tensor]],
         offsets = centroids - mean
         scatter = scatter + pack(offsets.T @ (counts[:, None] * offsets))
         centroids, counts = mean[None], counts.sum()[None]
-    reach = torch.stack(_reaches(parts)).max()
-    return Prototypes(centroids, counts, scatter.float(), reach).state()
+    reach = max((part.reach for part in parts), key=_if_known)
+    # an old part, with no limit of its own, leaves the merged task without
+    widest = max(parts, key=lambda part: _if_known(part.limit))
+    return Prototypes(centroids, counts, scatter.float(), reach, widest.usual,
+                      widest.limit).state()
 
 
-def _reaches(parts: Sequence[Prototypes]) -> List[Tensor]:
-    """Of parts that were calibrated; inf flags nothing."""
-    known = [part.reach for part in parts if part.reach.isfinite()]
-    return known or [part.reach for part in parts]
+def _if_known(limit: Tensor) -> float:
+    """A limit by its size; inf is of one image, and flags nothing."""
+    if limit.isnan():
+        return torch.inf
+    return float(limit) if limit.isfinite() else -torch.inf

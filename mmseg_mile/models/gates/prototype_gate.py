@@ -2,7 +2,6 @@
 """MILE's gate: the expert whose prototype lies nearest to the image."""
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Dict, Optional, Sequence
 
 import torch
@@ -12,12 +11,13 @@ from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
 from .base_gate import BaseGate
 from .inverse_distance import nearest_weights
+from .own_spread import OwnSpreads, calibrate, unfamiliarity
 from .prototype_metric import PrototypeMetric
-from .prototypes import Prototypes, folds
+from .prototypes import Prototypes
 
 # Shape legend: B images, D embedding, E experts
 _METRICS = ('euclidean', 'cosine', 'mahalanobis')
-_NUM_FOLDS = 5
+_FLAGS = ('own', 'shared')
 
 
 @TASK_UTILS.register_module()
@@ -40,9 +40,14 @@ class PrototypeGate(BaseGate):
         temperature (float): Of the weights ``softmax(-d / temperature)``
             over the chosen experts, d relative to the nearest one's
             typical distance; has no effect with one. Defaults to 1.
-        unfamiliar_quantile (float): Share of a task's own images that its
-            expert must accept; an image farther from every expert is
-            flagged unfamiliar. Defaults to 0.99.
+        unfamiliar_quantile (float): Share of new images of its own task that
+            an expert must accept; images that are not accepted are flagged
+            unfamiliar. Defaults to 0.99.
+        flag (str): Who accepts an image. 'own': the nearest expert alone,
+            by the spread of its own images, see ``OwnSpread``; what it
+            accepts never changes when others come and go, and the share
+            must be 0.5 or more. 'shared': any expert, by the distances that
+            the gate routes with. Defaults to 'own'.
         shrinkage (float): Of the covariance towards its diagonal, in
             (0, 1]. Defaults to 0.1.
 
@@ -58,7 +63,8 @@ class PrototypeGate(BaseGate):
                  top_k: int = 1,
                  temperature: float = 1.0,
                  unfamiliar_quantile: float = 0.99,
-                 shrinkage: float = 0.1) -> None:
+                 shrinkage: float = 0.1,
+                 flag: str = 'own') -> None:
         super().__init__()
         if metric not in _METRICS:
             raise ValueError(
@@ -74,12 +80,21 @@ class PrototypeGate(BaseGate):
                             ('shrinkage', shrinkage)):
             if not 0 < share <= 1:
                 raise ValueError(f'gate.{name} must be in (0, 1], got {share}')
+        if flag not in _FLAGS:
+            raise ValueError(f'gate.flag must be one of {_FLAGS}, got '
+                             f'{flag!r}')
+        if flag == 'own' and unfamiliar_quantile < 0.5:
+            raise ValueError(
+                "gate.unfamiliar_quantile must be 0.5 or more with gate.flag "
+                f"'own', got {unfamiliar_quantile}")
         self.metric = metric
         self.num_prototypes = num_prototypes
         self.top_k = top_k
         self.temperature = temperature
         self.unfamiliar_quantile = unfamiliar_quantile
         self.shrinkage = shrinkage
+        self.flag = flag
+        self._spreads = OwnSpreads()
         self._tasks = PrototypeMetric(shrinkage if metric ==
                                       'mahalanobis' else None)
 
@@ -94,13 +109,17 @@ class PrototypeGate(BaseGate):
             raise ValueError(f'task {task!r} gave the gate no images')
         x = self._checked(embeddings, f'task {task!r}')
         prototypes = Prototypes.of(x, self.num_prototypes)
-        prototypes.reach = self._calibrate(x)
+        prototypes.reach = self._tasks.calibrate(x, self.num_prototypes,
+                                                 self.unfamiliar_quantile)
+        prototypes.usual, prototypes.limit = calibrate(
+            x, self.num_prototypes, max(0.5, self.unfamiliar_quantile))
         self._add(task, prototypes)
 
     def remove(self, task: str) -> None:
         """Forget a task; the others' statistics stay as they are."""
         super().remove(task)
         del self._tasks[task]
+        self._spreads.forget(task)
 
     def state(self, task: str) -> Dict[str, Tensor]:
         """See :meth:`BaseGate.state`."""
@@ -112,13 +131,14 @@ class PrototypeGate(BaseGate):
         Raises:
             ValueError: If another kind of gate has fitted it.
         """
-        wanted = {field.name for field in fields(Prototypes)}
-        if set(state) != wanted:
+        try:
+            prototypes = Prototypes.from_state(state)
+        except ValueError as error:
             raise ValueError(
-                f'stored statistics of task {task!r} are no prototypes: they '
-                f'hold {sorted(state)[:5]}, not {sorted(wanted)}. Load them '
-                'with the gate they were fitted with.')
-        self._add(task, Prototypes.from_state(state))
+                f'stored statistics of task {task!r} are no prototypes: '
+                f'{error}. Load them with the gate they were fitted with.'
+            ) from error
+        self._add(task, prototypes)
 
     def distances(self, embeddings: Tensor) -> Tensor:
         """Distance of each image to each expert.
@@ -150,25 +170,39 @@ class PrototypeGate(BaseGate):
         weights = (-(values - values[:, :1]) / scale).softmax(1)
         weights_BE = torch.zeros_like(distances_BE).scatter_(
             1, indices, weights)
-        return Routing(self.expert_names, weights_BE.float(),
-                       distances_BE.float(),
-                       self.familiarity(distances_BE) > 1)
+        return self._routing(embeddings, distances_BE, weights_BE)
 
-    def familiarity(self, distances_BE: Tensor) -> Tensor:
-        """How far images lie outside of what the nearest expert knows.
+    def unfamiliarity(self, embeddings: Tensor,
+                      distances_BE: Tensor) -> Tensor:
+        """How far images lie outside of what an expert knows.
 
         Args:
+            embeddings (Tensor): (B, D).
             distances_BE (Tensor): (B, E), of :meth:`distances`.
 
         Returns:
-            Tensor: (B,) distance to an expert, relative to the one that
-            ``unfamiliar_quantile`` of its own images keep, of the expert
-            that takes it best; above 1 the image is unfamiliar to all.
+            Tensor: (B,) float64; above 1 the image is flagged unfamiliar.
+            With the flag 'own', see :func:`own_spread.unfamiliarity`, of the
+            nearest expert. With 'shared', and for an expert stored before
+            there was another, the distance to an expert relative to the one
+            that ``unfamiliar_quantile`` of its own images keep, of the
+            expert that takes the image best.
         """
         limits_E = self._tasks.typical * self._tasks.reach
         # of equal images the limit is 0, which a distance of 0 keeps
         tiny = torch.finfo(limits_E.dtype).tiny
-        return (distances_BE / limits_E.clamp_min(tiny)).amin(1)
+        result_B = (distances_BE / limits_E.clamp_min(tiny)).amin(1)
+        if self.flag == 'shared':
+            return result_B
+        x, nearest_B = self._space(embeddings), distances_BE.argmin(1)
+        for index in nearest_B.unique().tolist():
+            name = self.expert_names[index]
+            task, chosen = self._tasks[name], nearest_B == index
+            if not task.limit.isnan():
+                result_B[chosen] = unfamiliarity(
+                    self._spreads.of(name, task).distances(x[chosen]),
+                    task.usual, task.limit)
+        return result_B
 
     def prototype_distances(self) -> Tensor:
         """See :meth:`BaseGate.prototype_distances`.
@@ -220,10 +254,22 @@ class PrototypeGate(BaseGate):
         weights = nearest_weights(mean_1E)[0].tolist()
         return {n: w for n, w in zip(self.expert_names, weights) if w > 0}
 
+    def _routing(self, embeddings: Tensor, distances_BE: Tensor,
+                 weights_BE: Tensor) -> Routing:
+        """With the flag for unfamiliar images."""
+        unfamiliarity_B = self.unfamiliarity(embeddings, distances_BE)
+        return Routing(
+            self.expert_names,
+            weights_BE.float(),
+            distances_BE.float(),
+            unfamiliarity_B > 1,
+            unfamiliarity=unfamiliarity_B)
+
     def _add(self, task: str, prototypes: Prototypes) -> None:
         self._check_size(prototypes.centroids, f'task {task!r}')
         super().fit(task, None)
         self._tasks[task] = prototypes
+        self._spreads.forget(task)
 
     def _checked(self, embeddings: Tensor, whose: str) -> Tensor:
         self._check_size(embeddings, whose)
@@ -247,21 +293,3 @@ class PrototypeGate(BaseGate):
         if self.metric == 'cosine':
             return torch.nn.functional.normalize(x, dim=1)
         return x
-
-    def _calibrate(self, x: Tensor) -> Tensor:
-        """Quantile of held-out over typical distance, by cross-fitting.
-
-        Training images lie closer to prototypes they took part in than new
-        images of the same task will, so each fold is measured against
-        prototypes of the others. With fewer than two images nothing can be
-        calibrated and nothing will be flagged.
-        """
-        if len(x) < 2:
-            return torch.tensor(torch.inf, dtype=torch.float64)
-        ratios = []
-        for fold in folds(len(x), _NUM_FOLDS):
-            kept = torch.ones(len(x), dtype=torch.bool)
-            kept[fold] = False
-            part = Prototypes.of(x[kept], self.num_prototypes)
-            ratios.append(self._tasks.relative_distances(x[fold], part))
-        return torch.cat(ratios).quantile(self.unfamiliar_quantile)

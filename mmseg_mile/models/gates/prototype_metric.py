@@ -8,7 +8,7 @@ from typing import Dict, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .prototypes import Prototypes, pack, unpack
+from .prototypes import NUM_FOLDS, Prototypes, folds, pack, unpack
 
 # Shape legend: B images, D embedding, E experts, M centroids of all experts
 
@@ -172,6 +172,33 @@ class PrototypeMetric:
         nearest = _pairwise(whitening(x), whitening(part.centroids)).amin(1)
         typical = whitening.mean_square(part).clamp_min(1e-12).sqrt()
         return nearest / typical
+
+    def calibrate(self, x: Tensor, num_prototypes: int,
+                  quantile: float) -> Tensor:
+        """Quantile of held-out over typical distance, by cross-fitting.
+
+        Training images lie closer to prototypes they took part in than new
+        images of the same task will, so each fold is measured against
+        prototypes of the others. With fewer than two images nothing can be
+        calibrated and nothing will be flagged.
+
+        Args:
+            x (Tensor): (N, D) float64, images of a task that is not added.
+            num_prototypes (int): Of the task.
+            quantile (float): In (0, 1].
+
+        Returns:
+            Tensor: (), inf if unknown.
+        """
+        if len(x) < 2:
+            return x.new_tensor(torch.inf)
+        ratios = []
+        for fold in folds(len(x), NUM_FOLDS):
+            kept = torch.ones(len(x), dtype=torch.bool)
+            kept[fold] = False
+            part = Prototypes.of(x[kept], num_prototypes)
+            ratios.append(self.relative_distances(x[fold], part))
+        return torch.cat(ratios).quantile(quantile)
 
     def _ready(self) -> _Prepared:
         if self._prepared is None:

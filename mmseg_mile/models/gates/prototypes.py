@@ -2,13 +2,19 @@
 """Sufficient statistics of a task's embeddings, and what is made of them."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Dict, List
 
 import torch
 from torch import Tensor
 
 # Shape legend: N images, D embedding, K prototypes
+#: Of images that prototypes are calibrated with.
+NUM_FOLDS = 5
+
+
+def _unknown() -> Tensor:
+    return torch.tensor(torch.nan, dtype=torch.float64)
 
 
 @dataclass
@@ -24,11 +30,18 @@ class Prototypes:
             to a few per cent, and most of what a gate stores.
         reach (Tensor): (), calibrated distance of the task's own images
             relative to their mean squared distance; inf if unknown.
+        usual (Tensor): (), median distance of new images of the task in
+            units of its own spread, see :func:`own_spread.calibrate`; NaN
+            in libraries from before it was calibrated.
+        limit (Tensor): (), the distance that most of them keep within; NaN
+            likewise.
     """
     centroids: Tensor
     counts: Tensor
     scatter: Tensor
     reach: Tensor
+    usual: Tensor = field(default_factory=_unknown)
+    limit: Tensor = field(default_factory=_unknown)
 
     @classmethod
     def of(cls, embeddings: Tensor, num_prototypes: int) -> 'Prototypes':
@@ -58,7 +71,16 @@ class Prototypes:
 
     @classmethod
     def from_state(cls, state: Dict[str, Tensor]) -> 'Prototypes':
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`.
+
+        Raises:
+            ValueError: If it is the state of something else.
+        """
+        names = [part.name for part in fields(cls)]
+        required = names[:names.index('usual')]
+        if not set(required) <= set(state) <= set(names):
+            raise ValueError(f'they hold {sorted(state)[:5]}, not '
+                             f'{sorted(required)}')
         return cls(**state)
 
 
@@ -113,3 +135,14 @@ def folds(num_images: int, num_folds: int) -> List[Tensor]:
     """Interleaved index sets for cross-fitting."""
     indices = torch.arange(num_images)
     return [indices[k::num_folds] for k in range(min(num_folds, num_images))]
+
+
+def runs(num_images: int, num_folds: int) -> List[Tensor]:
+    """Index sets for cross-fitting, each a run of neighbours.
+
+    Images of a data set mostly come as frames of drives. Were neighbours
+    dealt out to different folds, each would find its twins in the others,
+    and a limit made from them would refuse many images of a new drive.
+    """
+    return list(
+        torch.arange(num_images).tensor_split(min(num_folds, num_images)))

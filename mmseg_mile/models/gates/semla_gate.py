@@ -73,6 +73,4 @@ class SemLAGate(PrototypeGate):
         weights_BE = nearest_weights(distances_BE, self.top_k, self.tau,
                                      self.relative,
                                      self.weighting == 'uniform')
-        return Routing(self.expert_names, weights_BE.float(),
-                       distances_BE.float(),
-                       self.familiarity(distances_BE) > 1)
+        return self._routing(embeddings, distances_BE, weights_BE)

@@ -20,8 +20,9 @@ def routing_info(routing: Routing, index: int,
     Returns:
         dict: ``expert``, the heaviest one, None for the base alone and for
         no prediction; ``mixture``, weights above zero; ``classes`` and
-        ``palette``; ``distances`` per expert; ``unfamiliar``; ``abstained``,
-        whether there is no prediction.
+        ``palette``; ``distances`` per expert; ``unfamiliar``, and
+        ``unfamiliarity``, None where the gate does not measure it;
+        ``abstained``, whether there is no prediction.
     """
     mixture = routing.mixture(index)
     return dict(
@@ -32,5 +33,7 @@ def routing_info(routing: Routing, index: int,
         distances=dict(
             zip(routing.expert_names, routing.distances[index].tolist())),
         unfamiliar=bool(routing.unfamiliar[index]),
+        unfamiliarity=None if routing.unfamiliarity is None else float(
+            routing.unfamiliarity[index]),
         abstained=routing.abstains is not None
         and bool(routing.abstains[index]))

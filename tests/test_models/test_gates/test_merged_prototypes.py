@@ -83,6 +83,31 @@ def test_part_that_was_not_calibrated_does_not_set_the_reach():
     assert merge_prototypes([part, part])['reach'].isinf()
 
 
+def test_widest_limit_of_the_parts_is_kept_with_its_scale(images):
+    gate = fitted(images)
+    states = [gate.state(name) for name in gate.expert_names]
+    widest = max(states, key=lambda state: state['limit'])
+    merged = merge_prototypes(states)
+    for key in ('usual', 'limit'):
+        assert merged[key] == widest[key]
+
+
+def test_part_of_one_image_does_not_set_the_limit(images):
+    gate = fitted(dict(day=images['day'], one=images['fog'][:1]))
+    states = [gate.state('one'), gate.state('day')]
+    assert merge_prototypes(states)['limit'] == states[1]['limit']
+    assert merge_prototypes(states[:1] * 2)['limit'].isinf()
+
+
+def test_old_part_without_a_limit_leaves_the_merged_task_without(images):
+    gate = fitted(images)
+    old = gate.state('night')
+    del old['usual'], old['limit']
+    merged = merge_prototypes([gate.state('day'), old])
+    assert merged['usual'].isnan() and merged['limit'].isnan()
+    assert merged['reach'].isfinite()
+
+
 def test_gates_without_statistics_have_nothing_to_merge():
     assert merge_prototypes([{}, {}]) == {}
 

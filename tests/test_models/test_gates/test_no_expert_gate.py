@@ -8,7 +8,7 @@ from mmseg_mile.models.gates import NoExpertGate
 
 
 def test_image_has_no_expert_but_distances_and_a_flag():
-    gate = NoExpertGate(metric='euclidean')
+    gate = NoExpertGate(metric='euclidean', flag='shared')
     around = torch.tensor([[0., 0], [0, 2]] * 5)
     gate.fit('a', around)
     gate.fit('b', around + torch.tensor([9., 0]))

@@ -11,6 +11,7 @@ from mmseg.registry import TASK_UTILS
 from mmseg_mile.models.gates import PrototypeGate
 
 METRICS = ('euclidean', 'cosine', 'mahalanobis')
+FLAGS = ('own', 'shared')
 
 
 def cloud(x, y, spread=(1.0, 1.0), num=200):
@@ -197,33 +198,39 @@ def test_state_round_trip_routes_bit_for_bit(metric):
         again.load_state(name, state)
     x = torch.randn(50, 2) * 4
     one, two = gate.route(x, [None] * 50), again.route(x, [None] * 50)
-    for field in ('weights', 'distances', 'unfamiliar'):
+    for field in ('weights', 'distances', 'unfamiliar', 'unfamiliarity'):
         assert torch.equal(getattr(one, field), getattr(two, field))
 
 
+@pytest.mark.parametrize('flag', FLAGS)
 @pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis'])
 @pytest.mark.parametrize('quantile', [0.8, 0.95])
-def test_new_images_of_a_task_are_flagged_as_often_as_asked(metric, quantile):
+def test_new_images_of_a_task_are_flagged_as_often_as_asked(
+        metric, quantile, flag):
     # 12 dimensions, so that training images lie much closer than new ones
     tasks = {n: torch.randn(300, 12) + 30 * i for i, n in enumerate('abc')}
-    gate = gate_of(tasks, metric=metric, unfamiliar_quantile=quantile)
+    gate = gate_of(
+        tasks, metric=metric, unfamiliar_quantile=quantile, flag=flag)
     new = torch.randn(4000, 12) + 30
     flagged = gate.route(new, [None] * 4000).unfamiliar.float().mean()
     assert abs(flagged - (1 - quantile)) < 0.04
 
 
+@pytest.mark.parametrize('flag', FLAGS)
 @pytest.mark.parametrize('metric', METRICS)
-def test_far_image_is_unfamiliar_and_near_one_is_not(metric):
+def test_far_image_is_unfamiliar_and_near_one_is_not(metric, flag):
     gate = gate_of(
         dict(a=cloud(30, 0), b=cloud(0, 30)),
         metric=metric,
-        unfamiliar_quantile=1.0)
+        unfamiliar_quantile=1.0,
+        flag=flag)
     routing = route(gate, (30., 0.), (0., 31.), (-30., -30.), (60., 70.))
     assert routing.unfamiliar.tolist() == [False, False, True, True]
 
 
-def test_task_of_one_image_flags_nothing():
-    gate = gate_of(dict(a=torch.zeros(1, 2)))
+@pytest.mark.parametrize('flag', FLAGS)
+def test_task_of_one_image_flags_nothing(flag):
+    gate = gate_of(dict(a=torch.zeros(1, 2)), flag=flag)
     assert not route(gate, (1e6, 0.)).unfamiliar.any()
 
 
@@ -272,6 +279,8 @@ def test_task_without_images_is_refused(embeddings):
     (dict(temperature=0), 'gate.temperature must be > 0, got 0'),
     (dict(unfamiliar_quantile=1.1), r'quantile must be in \(0, 1\], got 1.1'),
     (dict(shrinkage=0), r'gate.shrinkage must be in \(0, 1\], got 0'),
+    (dict(flag='loud'), "gate.flag must be one of .*'shared'.*got 'loud'"),
+    (dict(unfamiliar_quantile=0.4), "0.5 or more with gate.flag 'own', got 0"),
 ])  # yapf: disable
 def test_argument_out_of_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -318,21 +327,82 @@ def test_without_a_task_there_are_no_prototypes_to_compare():
     assert PrototypeGate().prototype_distances().shape == (0, 0)
 
 
-def test_familiarity_is_the_distance_relative_to_the_limit():
+def test_shared_flag_asks_the_expert_that_takes_the_image_best():
     gate = gate_of(
-        dict(a=cloud(0, 0), b=cloud(9, 0, (.1, .1))), metric='euclidean')
+        dict(a=cloud(0, 0), b=cloud(9, 0, (.1, .1))),
+        metric='euclidean',
+        flag='shared')
     points = torch.tensor([[0., 3.], [9., 3.], [4., 1.]]).double()
     distances = gate.distances(points)
     limits = gate._tasks.typical * gate._tasks.reach
-    expected = (distances / limits).amin(1)
-    found = gate.familiarity(distances)
-    torch.testing.assert_close(found, expected)
-    flags = gate.route(points, [None] * 3).unfamiliar
-    assert flags.tolist() == (found > 1).tolist()
+    routing = gate.route(points, [None] * 3)
+    torch.testing.assert_close(routing.unfamiliarity,
+                               (distances / limits).amin(1))
+    assert routing.unfamiliar.tolist() == (routing.unfamiliarity > 1).tolist()
 
 
-def test_image_that_equals_all_of_a_task_is_familiar():
-    gate = gate_of(dict(a=torch.ones(5, 2)), metric='euclidean')
+def test_own_flag_asks_the_nearest_expert_alone():
+    # b is narrow: an image beside it is strange to it, and within what the
+    # wide a takes for its own
+    tasks = dict(a=cloud(0, 0, (5, 5)), b=cloud(9, 0, (.1, .1)))
+    own, shared = (
+        gate_of(tasks, metric='euclidean', flag=flag) for flag in FLAGS)
+    for gate, flagged in ((own, True), (shared, False)):
+        routing = route(gate, (8., 0.))
+        assert routing.top_expert(0) == 'b'
+        assert routing.unfamiliar.tolist() == [flagged]
+
+
+def test_own_flag_sees_what_breaks_the_rule_of_one_task():
+    # y = x in a alone; the shared spread knows of no such rule
+    x = torch.randn(400, 1) * 3
+    line = torch.cat([x, x + 0.1 * torch.randn(400, 1)], 1)
+    tasks = dict(a=line, b=cloud(40, -40, (5, 5), 400))
+    for flag, flagged in (('own', [False, True]), ('shared', [False, False])):
+        gate = gate_of(tasks, flag=flag)
+        routing = route(gate, (3., 3.), (3., -1.))
+        assert routing.unfamiliar.tolist() == flagged
+
+
+def test_what_an_expert_takes_for_its_own_is_its_own_affair():
+    tasks = dict(a=cloud(4, 0, (1, 3)), b=cloud(0, 40, (9, 1)))
+    near_a = cloud(4, 0, (3, 3), 40)
+    alone = gate_of(dict(a=tasks['a'])).route(near_a, [None] * 40)
+    for names in ('ab', 'ba'):
+        gate = gate_of({name: tasks[name] for name in names})
+        routing = gate.route(near_a, [None] * 40)
+        assert {routing.top_expert(i) for i in range(40)} == {'a'}
+        assert torch.equal(routing.unfamiliarity, alone.unfamiliarity)
+        gate.remove('b')
+        assert torch.equal(
+            gate.route(near_a, [None] * 40).unfamiliarity, alone.unfamiliarity)
+
+
+def test_relearned_task_is_asked_for_what_it_learned_last():
+    gate = gate_of(dict(a=cloud(0, 0)))
+    assert route(gate, (50., 0.)).unfamiliar.tolist() == [True]
+    gate.fit('a', cloud(50, 0))
+    routing = route(gate, (50., 0.), (0., 0.))
+    assert routing.unfamiliar.tolist() == [False, True]
+
+
+def test_expert_from_before_there_was_an_own_limit_is_asked_as_then():
+    tasks = dict(a=cloud(0, 0), b=cloud(30, 0))
+    images = torch.tensor([[0., 4.], [30., 4.]])
+    shared = gate_of(tasks, flag='shared').route(images, [None] * 2)
+    own = gate_of(tasks).route(images, [None] * 2)
+    gate, old = PrototypeGate(), gate_of(tasks).state('a')
+    del old['usual'], old['limit']
+    gate.load_state('a', old)
+    gate.load_state('b', gate_of(tasks).state('b'))
+    found = gate.route(images, [None] * 2).unfamiliarity
+    assert found[0] == shared.unfamiliarity[0] != own.unfamiliarity[0]
+    assert found[1] == own.unfamiliarity[1]
+
+
+@pytest.mark.parametrize('flag', FLAGS)
+def test_image_that_equals_all_of_a_task_is_familiar(flag):
+    gate = gate_of(dict(a=torch.ones(5, 2)), metric='euclidean', flag=flag)
     routing = route(gate, (1., 1.), (1., 1.001))
     assert routing.unfamiliar.tolist() == [False, True]
 

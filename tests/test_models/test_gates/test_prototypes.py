@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmseg_mile.models.gates.prototypes import (Prototypes, folds, k_means,
-                                                pack, unpack)
+                                                pack, runs, unpack)
 
 CORNERS = torch.tensor([[0., 0], [0, 2], [10, 0], [10, 2]]).double()
 
@@ -60,10 +60,36 @@ def test_state_comes_back_bit_for_bit():
     again = Prototypes.from_state(state)
     for name in ('centroids', 'counts', 'scatter', 'reach'):
         assert torch.equal(getattr(again, name), getattr(prototypes, name))
+    assert again.usual.isnan() and again.limit.isnan()
 
 
+def test_state_from_before_there_was_a_limit_of_its_own_is_taken():
+    state = Prototypes.of(CORNERS, 1).state()
+    del state['usual'], state['limit']
+    again = Prototypes.from_state(state)
+    assert torch.equal(again.centroids, state['centroids'])
+    assert again.usual.isnan() and again.limit.isnan()
+
+
+@pytest.mark.parametrize('change', [
+    lambda state: state.pop('reach'),
+    lambda state: state.update(weights=torch.zeros(1))
+])  # yapf: disable
+def test_state_of_something_else_is_refused(change):
+    state = Prototypes.of(CORNERS, 1).state()
+    change(state)
+    with pytest.raises(ValueError, match=r"not \['centroids', 'counts', 'rea"):
+        Prototypes.from_state(state)
+
+
+@pytest.mark.parametrize('deal', [folds, runs])
 @pytest.mark.parametrize('num_images', [2, 5, 13])
-def test_folds_cover_each_image_once(num_images):
-    parts = folds(num_images, 5)
+def test_folds_cover_each_image_once(num_images, deal):
+    parts = deal(num_images, 5)
     assert sorted(torch.cat(parts).tolist()) == list(range(num_images))
     assert all(len(part) for part in parts)
+
+
+def test_neighbours_are_dealt_out_or_kept_together():
+    assert [f.tolist() for f in folds(7, 3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [f.tolist() for f in runs(7, 3)] == [[0, 1, 2], [3, 4], [5, 6]]

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model of a library, and how it wants images to be loaded."""
+from __future__ import annotations
+
+import copy
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+from mmengine.config import Config
+
+from mmseg.registry import MODELS
+from mmseg_mile.experts import ExpertStore, StoredExpert
+from mmseg_mile.experts.library_edits import AnyPath
+from mmseg_mile.models import ExpertSegmentor
+from .image_prototypes import prediction_pipeline
+from .library_config import (check_types, import_custom_modules,
+                             library_config, loading_ways, model_to_load)
+
+Ways = Dict[str, List[Any]]
+
+
+def config_and_ways(
+        experts: Sequence[StoredExpert],
+        expert: Optional[str] = None,
+        config: Union[AnyPath, Config, None] = None) -> Tuple[Config, Ways]:
+    """The config of a library, and the loading steps by expert.
+
+    Args:
+        experts (Sequence[StoredExpert]): Of the library.
+        expert (str, optional): The one whose config is looked at first.
+        config (str | Path | Config, optional): Trusted, and taken instead of
+            what the library carries; the steps are those of its tasks.
+
+    Raises:
+        ValueError: If the library has no config that may be read.
+    """
+    if config is not None:
+        cfg = copy.deepcopy(config) if isinstance(
+            config, Config) else Config.fromfile(config)
+        names = [task['name'] for task in cfg.train_cfg.tasks]
+        return cfg, {name: prediction_pipeline(cfg, name) for name in names}
+    first = sorted(experts, key=lambda e: e.name != expert)
+    cfg = library_config(first)
+    for each in experts:
+        check_types(each.head_config)
+    import_custom_modules(cfg)
+    return cfg, loading_ways(experts)
+
+
+def choose_way(ways: Mapping[str, List[Any]],
+               task: Optional[str] = None,
+               expert: Optional[str] = None) -> List[Any]:
+    """The steps from a file to what the model is given.
+
+    Args:
+        ways (Mapping[str, list]): Of :func:`config_and_ways`.
+        task (str, optional): Whose steps are asked for.
+        expert (str, optional): Whose steps are taken where none are asked
+            for and it has some. Defaults to None: the ones that all share.
+
+    Raises:
+        ValueError: If there is no such task, or they differ and none is
+            named.
+    """
+    if task is not None and task not in ways:
+        raise ValueError(f'task must be one of {list(ways)}, got {task!r}: '
+                         'the one whose way of loading images is right')
+    if task is None and expert in ways:
+        task = expert
+    if task is not None:
+        return ways[task]
+    found = list(ways.values())
+    if any(other != found[0] for other in found):
+        raise ValueError(
+            f'{list(ways)} do not load their images in one way, such as '
+            'colour and thermal: name the one whose way is right for these '
+            'images as task, or force an expert')
+    return found[0]
+
+
+def change_config(cfg: Config, options: Mapping[str,
+                                                Any], expert: Optional[str],
+                  unfamiliar: Optional[str], fusion: Optional[str]) -> None:
+    """Set what a user wants to be other than in training.
+
+    Args:
+        cfg (Config): Changed in place.
+        options (Mapping[str, Any]): Fields of the model, as ``model.x.y``.
+        expert (str, optional): Predicts every image, where it is named.
+        unfamiliar (str, optional): Policy for images that the gate flags.
+        fusion (str, optional): How experts of a mixture are fused.
+
+    Raises:
+        ValueError: If one of them would have no effect.
+    """
+    idle = [key for key in options if not key.startswith('model.')]
+    if idle:
+        raise ValueError(f'cfg_options change fields of the model, as '
+                         f"model.gate.top_k; {idle[0]!r} has no effect on "
+                         'predictions')
+    for name, value in (('unfamiliar', unfamiliar), ('fusion', fusion)):
+        if value is not None and expert is not None:
+            raise ValueError(f'{name} has no effect where expert {expert!r} '
+                             'predicts every image: give one of the two')
+        if value is not None:
+            options = {**options, f'model.{name}': value}
+    cfg.merge_from_dict(dict(options))
+
+
+def known_experts(wanted: Sequence[str], names: Sequence[str]) -> List[str]:
+    """``wanted`` without what is named twice, if all of it is there.
+
+    Raises:
+        ValueError: If one is not among ``names``, or none is wanted.
+    """
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ValueError(f'unknown expert {unknown[0]!r}; experts: '
+                         f'{list(names)}')
+    if not wanted:
+        raise ValueError('there is no expert to predict with: train a task, '
+                         f'or name some of {list(names)}')
+    return list(dict.fromkeys(wanted))
+
+
+def build_model(cfg: Config, store: ExpertStore,
+                experts: Sequence[StoredExpert],
+                device: str) -> ExpertSegmentor:
+    """The model, ready to predict, with the library's base and experts.
+
+    Args:
+        cfg (Config): Says how it is built; weights that it names are not
+            fetched.
+        store (ExpertStore): The library.
+        experts (Sequence[StoredExpert]): Those to load.
+        device (str): Where to.
+
+    Raises:
+        ValueError: If the config's model has no experts, does not fit the
+            library, or the device is not there.
+    """
+    try:
+        model = MODELS.build(model_to_load(cfg))
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(f'the model of the config cannot be built: {error}. '
+                         'Check cfg_options, or the versions of the packages '
+                         'beside those that the library tells') from error
+    if not isinstance(model, ExpertSegmentor):
+        raise ValueError('the config must be of a method with experts, its '
+                         f'model.type is {cfg.model.type!r}')
+    model.backbone.load_base(*store.load_base())
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f'device {device!r} cannot be used here: {error}') from error
+    model.import_experts(experts)
+    return model.eval()
