@@ -7,7 +7,8 @@ from typing import Any, Mapping, Optional, Sequence, TypeGuard
 
 from mmseg_mile.structures import check_task_name
 
-TASK_KEYS = ('name', 'train_dataset', 'val_dataset', 'max_iters', 'init_from')
+TASK_KEYS = ('name', 'train_dataset', 'val_dataset', 'max_iters', 'init_from',
+             'family')
 
 
 def in_order(configs: Any, order: Optional[Sequence[str]]) -> Any:
@@ -84,10 +85,11 @@ def check_task_config(config: Mapping[str, Any], max_iters: Any) -> None:
     if type(iters) is not int or iters < 1:
         raise ValueError(f'max_iters of task {name!r} must be a whole '
                          f'number >= 1, got {iters!r}')
-    start = config.get('init_from')
-    if start is not None and not isinstance(start, str):
-        raise ValueError(f'init_from of task {name!r} must be a name, got '
-                         f'{start!r}')
+    for key in ('init_from', 'family'):
+        value = config.get(key)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f'{key} of task {name!r} must be a name, got '
+                             f'{value!r}')
 
 
 def check_metainfo(metainfo: Mapping[str, Any], where: str) -> None:

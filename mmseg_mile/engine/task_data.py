@@ -28,7 +28,7 @@ class TaskData:
     Args:
         tasks (Sequence[dict]): One per task: ``name``, ``train_dataset`` and
             ``val_dataset`` (configs of any mmseg dataset), and optionally
-            ``max_iters`` and ``init_from``.
+            ``max_iters``, ``init_from`` and ``family``.
         data_root (str): Joined with each dataset's relative ``data_root``.
         max_iters (int): Iterations of tasks that name none.
         num_checked (int): Images per dataset that are read for the check,
@@ -145,7 +145,8 @@ class TaskData:
             train_dataset=configs['train'],
             val_dataset=configs['val'],
             max_iters=config.get('max_iters', max_iters),
-            init_from=config.get('init_from'))
+            init_from=config.get('init_from'),
+            family=config.get('family'))
         for split in ('train', 'val'):
             check_dataset(self._datasets[task.name, split], task.num_classes)
         return task

@@ -44,6 +44,8 @@ class Task:
         max_iters (int): Training iterations (optimizer steps).
         init_from (str, optional): Where the expert of this task starts,
             overriding the method's own setting. Defaults to None.
+        family (str, optional): Name that it shares with tasks of the same
+            origin, see :func:`families`. Defaults to None.
     """
     name: str
     classes: Tuple[str, ...]
@@ -52,6 +54,7 @@ class Task:
     val_dataset: Dict[str, Any] = field(repr=False)
     max_iters: int = 0
     init_from: Optional[str] = None
+    family: Optional[str] = None
 
     def __post_init__(self) -> None:
         check_task_name(self.name)

@@ -20,6 +20,13 @@ def test_plain_task_is_accepted():
     check_task_configs([task(), task(name='night', init_from='day')], 5)
 
 
+@pytest.mark.parametrize('field', ['init_from', 'family'])
+def test_name_that_is_no_text_is_refused(field):
+    check_task_configs([task(**{field: 'day'})], 5)
+    with pytest.raises(ValueError, match=f"{field} of task 'day' must be a n"):
+        check_task_configs([task(**{field: ['day']})], 5)
+
+
 def test_own_length_of_a_task_comes_before_that_of_the_stream():
     check_task_configs([task(max_iters=3)], None)
     with pytest.raises(ValueError, match="max_iters of task 'day' .* got 0"):

@@ -41,10 +41,11 @@ def test_tasks_keep_their_order_classes_and_palette(open_tasks, day):
 
 
 def test_task_may_have_its_own_length_and_start(open_tasks, day):
-    day.update(max_iters=7, init_from='base')
+    day.update(max_iters=7, init_from='base', family='colour')
     task, other = open_tasks(day, tiny_task('night')).tasks
     assert (task.max_iters, task.init_from) == (7, 'base')
     assert (other.max_iters, other.init_from) == (5, None)
+    assert (task.family, other.family) == ('colour', None)
 
 
 def test_config_of_the_caller_stays_as_it_is(open_tasks, day):
