@@ -1,57 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write one expert as a stock MMSegmentation checkpoint and config.
+"""Write one expert, or several fused, for MMSegmentation or as ONNX.
 
-    python tools/export_expert.py CONFIG WORK_DIR EXPERT OUT.pth
+    python tools/export_expert.py LIBRARY fog.pth --experts fog
+    python tools/export_expert.py LIBRARY mix.onnx --experts fog rain
+
+What is written is run beside our model, and kept if it predicts the same.
 """
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
+from typing import Dict
 
-import torch
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.logging import MMLogger
 
 import mmseg_mile  # noqa: F401  registers the components
-from mmseg.registry import MODELS
-from mmseg_mile.apis import export_expert, stock_config
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.apis import export_files
+from mmseg_mile.apis.export_check import TOLERANCE
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='Export an expert')
-    parser.add_argument('config', help='the config that was trained')
-    parser.add_argument('work_dir', help='the work dir that the run left')
-    parser.add_argument('expert', help='name of the expert')
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'library', help='folder of the library, or work dir of a run')
     parser.add_argument(
         'out',
-        help='checkpoint to write; its config goes '
-        'beside it, with the suffix .py')
+        help='NAME.pth, a checkpoint of mmseg whose config is written to '
+        'NAME.py, or NAME.onnx')
+    parser.add_argument(
+        '--experts', nargs='+', required=True, help='one, or several to fuse')
+    parser.add_argument(
+        '--weights',
+        nargs='+',
+        type=float,
+        help='one per expert, divided by their sum (default: equal)')
+    parser.add_argument(
+        '--config',
+        help='config of the model (default: the one in the library)')
+    parser.add_argument(
+        '--image', help='image to compare outputs on (default: drawn ones)')
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='the only size of images that an ONNX model takes (default: as '
+        'many sizes as possible)')
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=TOLERANCE,
+        help='largest difference of logits, relative to the largest logit '
+        '(default: %(default)s)')
     return parser.parse_args()
 
 
+def mixture(args: argparse.Namespace) -> Dict[str, float]:
+    """Weights by expert."""
+    weights = args.weights or [1.0] * len(args.experts)
+    if len(weights) != len(args.experts) or len(set(args.experts)) != len(
+            args.experts):
+        raise ValueError('--weights must be one number for each of '
+                         f'{args.experts}, each named once, got {weights}')
+    return dict(zip(args.experts, weights))
+
+
 def main() -> None:
-    """Export the expert."""
+    """Export, and say what came of it."""
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    init_default_scope('mmseg')
-    model = MODELS.build(cfg.model)
-    if not isinstance(model, ExpertSegmentor):
-        raise ValueError(f'{args.config} has no experts to export: its '
-                         f'model.type is {type(model).__name__!r}, not '
-                         "'ExpertSegmentor'")
-    store = ExpertStore(Path(args.work_dir) / 'library')
-    expert = store.load(args.expert)
-    model.backbone.load_base(*store.load_base())
-    model.import_expert(expert)
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(export_expert(model, args.expert), out)
-    stock_config(cfg.model, model, args.expert).dump(out.with_suffix('.py'))
-    print(f'{args.expert}: {out} and {out.with_suffix(".py")}; load with '
-          'mmseg.apis.init_model')
+    # not a line for each weight that a head starts from
+    MMLogger.get_instance('mmengine', log_level='WARNING')
+    size = tuple(args.size) if args.size else None
+    try:
+        made = export_files(args.library, args.out, mixture(args), args.config,
+                            args.image, size, args.tolerance)
+    except (ValueError, OSError) as error:
+        sys.exit(f'export_expert.py: {error}')
+    experts = list(made.mixture)[0] if len(made.mixture) == 1 else ' + '.join(
+        f'{weight:.4g} {name}' for name, weight in made.mixture.items())
+    print(f'{experts}: {" and ".join(map(str, made.files))}')
+    print(f'beside our model, {made.difference}')
+    for note in made.notes:
+        print(note)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experts as checkpoints of plain MMSegmentation."""
+"""One expert as a checkpoint of plain MMSegmentation."""
 from __future__ import annotations
 
 import copy
@@ -155,6 +155,17 @@ def test_export_leaves_the_model_as_it_was(trained):
     assert model.backbone.fingerprint() == before
 
 
+def test_changes_of_the_checkpoint_do_not_reach_the_model(trained):
+    model, _ = trained
+    first = export_expert(model, TASK.name)['state_dict']
+    for value in first.values():
+        value.zero_()
+    second = export_expert(model, TASK.name)['state_dict']
+    assert all(second[key].any()
+               for key in ('decode_head.conv_seg.weight',
+                           'decode_head.fusion_conv.conv.weight'))
+
+
 def test_classes_and_palette_travel_along(stock):
     assert stock.dataset_meta == dict(
         classes=list(TASK.classes), palette=[list(c) for c in TASK.palette])
@@ -164,6 +175,7 @@ def test_export_says_where_it_comes_from(trained):
     model, _ = trained
     meta = export_expert(model, TASK.name)['meta']
     assert meta['expert'] == 'fog'
+    assert meta['mixture'] == {'fog': 1.0}
     assert meta['base_fingerprint'] == model.backbone.fingerprint()
 
 
@@ -185,3 +197,35 @@ def test_unknown_expert_is_named(trained):
     model, _ = trained
     with pytest.raises(ValueError, match=r"'rain'; experts: \['fog'\]"):
         export_expert(model, 'rain')
+
+
+def test_stock_config_has_no_field_of_ours(trained):
+    model, config = trained
+    known = set(stock_config(config, model, TASK.name).model)
+    assert known == {
+        'type', 'data_preprocessor', 'backbone', 'decode_head', 'test_cfg'
+    }
+
+
+def test_way_of_loading_travels_along(trained):
+    model, config = trained
+    steps = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+    stock = stock_config(config, model, TASK.name, steps)
+    assert stock.test_pipeline == steps
+    assert 'custom_imports' not in stock
+
+
+def test_step_of_ours_is_imported_where_it_can_be(trained):
+    model, config = trained
+    steps = [dict(type='LoadSingleChannelImage', low=0, high=9)]
+    stock = stock_config(config, model, TASK.name, steps)
+    assert stock.custom_imports == dict(
+        imports=['mmseg_mile'], allow_failed_imports=True)
+
+
+def test_head_that_stock_mmseg_lacks_is_refused(trained, monkeypatch):
+    model, config = trained
+    monkeypatch.setitem(model.heads[TASK.name].config, 'type',
+                        'OpenVocabularyHead')
+    with pytest.raises(ValueError, match='OpenVocabularyHead is a class of'):
+        stock_config(config, model, TASK.name)
