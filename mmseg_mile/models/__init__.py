@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backbones with experts, gates, embedders and segmentors."""
-from .backbones import LoRAExpertBackbone
-from .embedders import FeatureStatisticsEmbedder, ThumbnailEmbedder
+from .backbones import LoRAExpertBackbone, SideAdapterCLIP
+from .embedders import (CLIPEmbedder, FeatureStatisticsEmbedder,
+                        StemStatisticsEmbedder, ThumbnailEmbedder)
 from .gates import (AutoencoderGate, BaseGate, ConvAutoencoderGate, FixedGate,
                     LastGate, MismatchedGate, NoExpertGate, OracleGate,
                     PrototypeGate, RandomGate, SemLAGate)
-from .heads import LevelwiseSegformerHead
-from .segmentors import ContinualSegmentor, ExpertSegmentor
+from .heads import LevelwiseSegformerHead, OpenVocabularyHead
+from .segmentors import (ContinualSegmentor, ExpertSegmentor,
+                         OpenVocabularyExpertSegmentor)
 
 __all__ = [
-    'AutoencoderGate', 'BaseGate', 'ContinualSegmentor', 'ConvAutoencoderGate',
-    'ExpertSegmentor', 'FeatureStatisticsEmbedder', 'FixedGate', 'LastGate',
-    'LevelwiseSegformerHead', 'LoRAExpertBackbone', 'MismatchedGate',
-    'NoExpertGate', 'OracleGate', 'PrototypeGate', 'RandomGate', 'SemLAGate',
+    'AutoencoderGate', 'BaseGate', 'CLIPEmbedder', 'ContinualSegmentor',
+    'ConvAutoencoderGate', 'ExpertSegmentor', 'FeatureStatisticsEmbedder',
+    'FixedGate', 'LastGate', 'LevelwiseSegformerHead', 'LoRAExpertBackbone',
+    'MismatchedGate', 'NoExpertGate', 'OpenVocabularyExpertSegmentor',
+    'OpenVocabularyHead', 'OracleGate', 'PrototypeGate', 'RandomGate',
+    'SemLAGate', 'SideAdapterCLIP', 'StemStatisticsEmbedder',
     'ThumbnailEmbedder'
 ]

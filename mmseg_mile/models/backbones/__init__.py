@@ -2,5 +2,6 @@
 """Backbones with experts."""
 from . import checkpoint_safety  # noqa: F401  guards mmengine's loaders
 from .lora_expert_backbone import LoRAExpertBackbone
+from .side_adapter_clip import SideAdapterCLIP
 
-__all__ = ['LoRAExpertBackbone']
+__all__ = ['LoRAExpertBackbone', 'SideAdapterCLIP']

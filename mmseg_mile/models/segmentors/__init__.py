@@ -2,5 +2,8 @@
 """Segmentors that learn streams."""
 from .continual_segmentor import ContinualSegmentor
 from .expert_segmentor import ExpertSegmentor
+from .open_vocabulary_expert_segmentor import OpenVocabularyExpertSegmentor
 
-__all__ = ['ContinualSegmentor', 'ExpertSegmentor']
+__all__ = [
+    'ContinualSegmentor', 'ExpertSegmentor', 'OpenVocabularyExpertSegmentor'
+]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A SAN of random weights that fits in a test."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
+
+from mmseg.registry import MODELS
+from mmseg_mile.models import SideAdapterCLIP
+
+QUERIES, WIDTH, TEXT = 6, 32, 16
+IMAGE_ENCODER = dict(
+    type='VisionTransformer',
+    img_size=(32, 32),
+    patch_size=8,
+    patch_pad=0,
+    embed_dims=WIDTH,
+    num_layers=2,
+    num_heads=2,
+    mlp_ratio=2,
+    out_origin=True,
+    out_indices=(0, 1),
+    output_cls_token=True,
+    pre_norm=True,
+    act_cfg=dict(type='QuickGELU'),
+    frozen_exclude=['pos_embed'])
+TEXT_ENCODER = dict(
+    type='CLIPTextEncoder',
+    templates=['a photo of a {}.', 'a {}.'],
+    embed_dims=16,
+    num_layers=2,
+    num_heads=2,
+    mlp_ratio=2,
+    output_dims=TEXT)
+SAN_CFG = dict(
+    clip_channels=WIDTH,
+    embed_dims=16,
+    patch_size=8,
+    num_queries=QUERIES,
+    fusion_index=[0, 1, 2],
+    cfg_encoder=dict(num_encode_layer=2, num_heads=2, mlp_ratio=2),
+    cfg_decoder=dict(
+        num_heads=2,
+        num_layers=1,
+        embed_channels=8,
+        mlp_channels=8,
+        num_mlp=2,
+        rescale=True))
+MASKGEN_CFG = dict(
+    sos_token_num=QUERIES,
+    num_layers=2,
+    embed_dims=WIDTH,
+    num_heads=2,
+    mlp_ratio=2,
+    out_dims=TEXT,
+    act_cfg=dict(type='QuickGELU'))
+SAN = dict(
+    type='SideAdapterCLIP',
+    image_encoder=IMAGE_ENCODER,
+    text_encoder=TEXT_ENCODER,
+    san_cfg=SAN_CFG,
+    maskgen_cfg=MASKGEN_CFG,
+    deep_supervision_idxs=[1],
+    encoder_resolution=0.5)
+HEAD = dict(
+    type='OpenVocabularyHead',
+    in_channels=TEXT,
+    num_classes=2,
+    align_corners=False,
+    matching=dict(
+        num_points=64,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+        assigner=dict(
+            type='HungarianAssigner',
+            match_costs=[
+                dict(type='ClassificationCost', weight=2.0),
+                dict(
+                    type='CrossEntropyLossCost', weight=5.0, use_sigmoid=True),
+                dict(type='DiceCost', weight=5.0, pred_act=True, eps=1.0)
+            ])))
+
+
+def build_san(**changes: Any) -> SideAdapterCLIP:
+    """Build the network in eval mode; the same weights every time."""
+    init_default_scope('mmseg')
+    torch.manual_seed(3)
+    network = MODELS.build(copy.deepcopy(ConfigDict({**SAN, **changes})))
+    network.init_weights()
+    # at the scale of trained weights, where layers differ visibly
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(2)
+    return network.eval()
+
+
+def stock_state(san: SideAdapterCLIP) -> dict[str, torch.Tensor]:
+    """The weights under the keys of mmseg's ``MultimodalEncoderDecoder``."""
+    ours = ('side_adapter_network.', 'rec_with_attnbias.')
+    return {
+        f'decode_head.{key}' if key.startswith(ours) else key: value.clone()
+        for key, value in san.state_dict().items()
+    }
+
+
+def build_stock(san: SideAdapterCLIP, classes: Sequence[str]) -> Any:
+    """Build mmseg's own model with the weights of ``san``."""
+    init_default_scope('mmseg')
+    head = dict(
+        type='SideAdapterCLIPHead',
+        num_classes=len(classes),
+        san_cfg=dict(SAN_CFG, in_channels=3),
+        maskgen_cfg=MASKGEN_CFG,
+        deep_supervision_idxs=[1],
+        train_cfg=HEAD['matching'],
+        align_corners=False,
+        loss_decode=[
+            dict(
+                type='CrossEntropyLoss',
+                loss_name='loss_cls_ce',
+                loss_weight=2.0,
+                class_weight=[1.0] * len(classes) + [0.1]),
+            dict(
+                type='CrossEntropyLoss',
+                use_sigmoid=True,
+                loss_name='loss_mask_ce',
+                loss_weight=5.0),
+            dict(
+                type='DiceLoss',
+                ignore_index=None,
+                naive_dice=True,
+                eps=1,
+                loss_name='loss_mask_dice',
+                loss_weight=5.0)
+        ])
+    model = MODELS.build(
+        ConfigDict(
+            type='MultimodalEncoderDecoder',
+            image_encoder=IMAGE_ENCODER,
+            text_encoder=dict(TEXT_ENCODER, vocabulary=list(classes)),
+            decode_head=head,
+            encoder_resolution=0.5,
+            test_cfg=dict(mode='whole')))
+    model.load_state_dict(stock_state(san), strict=True)
+    return model.eval()
