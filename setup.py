@@ -25,7 +25,10 @@ INSTALL_REQUIRES = [
     'prettytable>=3.0',
 ]
 
-TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0']
+# Writes experts as ONNX and runs them: tools/export_expert.py OUT.onnx.
+ONNX_REQUIRES = ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20']
+
+TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0'] + ONNX_REQUIRES
 
 # Learns the tasks of a stream on several machines: tools/train_experts.py.
 RAY_REQUIRES = ['ray>=2.10']
@@ -86,6 +89,9 @@ if __name__ == '__main__':
         python_requires='>=3.10',
         install_requires=INSTALL_REQUIRES,
         extras_require=dict(
-            test=TEST_REQUIRES, dev=DEV_REQUIRES, ray=RAY_REQUIRES),
+            test=TEST_REQUIRES,
+            dev=DEV_REQUIRES,
+            ray=RAY_REQUIRES,
+            onnx=ONNX_REQUIRES),
         zip_safe=False,
     )

@@ -13,7 +13,8 @@ def test_metainfo_is_that_of_the_image():
     routing = Routing(('day', 'fog', 'night'),
                       torch.tensor([[1., 0, 0], [0.25, 0, 0.75]]),
                       torch.tensor([[0.5, 2, 3], [1, 4, 0.25]]),
-                      torch.tensor([False, True]))
+                      torch.tensor([False, True]),
+                      unfamiliarity=torch.tensor([0.5, 1.25]))
     labels = LabelSpace(('road', 'sky'), ((0, 0, 0), (1, 2, 3)))
     assert routing_info(routing, 1, labels) == dict(
         expert='night',
@@ -22,6 +23,7 @@ def test_metainfo_is_that_of_the_image():
         mixture=dict(day=0.25, night=0.75),
         distances=dict(day=1.0, fog=4.0, night=0.25),
         unfamiliar=True,
+        unfamiliarity=1.25,
         abstained=False)
 
 
@@ -33,3 +35,4 @@ def test_image_without_experts_names_none():
     assert [info['expert'] for info in infos] == [None, None]
     assert [info['mixture'] for info in infos] == [{}, {}]
     assert [info['abstained'] for info in infos] == [False, True]
+    assert [info['unfamiliarity'] for info in infos] == [None, None]
