@@ -28,6 +28,9 @@ INSTALL_REQUIRES = [
 # Writes experts as ONNX and runs them: tools/export_expert.py OUT.onnx.
 ONNX_REQUIRES = ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20']
 
+# The gate's look at an image through CLIP: CLIPEmbedder.
+CLIP_REQUIRES = ['transformers>=5.0', 'pillow']
+
 TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0'] + ONNX_REQUIRES
 
 # Learns the tasks of a stream on several machines: tools/train_experts.py.
@@ -92,6 +95,7 @@ if __name__ == '__main__':
             test=TEST_REQUIRES,
             dev=DEV_REQUIRES,
             ray=RAY_REQUIRES,
-            onnx=ONNX_REQUIRES),
+            onnx=ONNX_REQUIRES,
+            clip=CLIP_REQUIRES),
         zip_safe=False,
     )
