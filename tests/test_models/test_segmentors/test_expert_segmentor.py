@@ -234,7 +234,8 @@ def test_costs_count_what_an_expert_owns(learned, toys, tmp_path):
     assert [c['task'] for c in (day, night)] == ['day', 'night']
     # a third class is one more row of 8 weights and a bias
     assert night['head_params'] - day['head_params'] == 9
-    # D = 8: one centroid, its count, half a scatter matrix, the reach
-    assert day['prototype_values'] == 8 + 1 + 36 + 1
+    # D = 8: one centroid, its count, half a scatter matrix, and the reach,
+    # the usual distance and its limit
+    assert day['prototype_values'] == 8 + 1 + 36 + 3
     size = sum(f.stat().st_size for f in (tmp_path / 'day').iterdir())
     assert day['bytes'] == size
