@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
 from .benchmark_models import load_model_config
@@ -65,7 +66,8 @@ def live_bytes() -> int:
     gc.collect()
     storages = {}
     for item in gc.get_objects():
-        if isinstance(item, Tensor):
+        # a tensor that stands for another one in a traced graph holds nothing
+        if isinstance(item, Tensor) and not isinstance(item, FakeTensor):
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

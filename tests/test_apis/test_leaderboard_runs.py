@@ -89,6 +89,16 @@ def is_running(pid: int) -> bool:
     return path.exists() and path.read_text().rsplit(')')[-1].split()[0] != 'Z'
 
 
+def runs_on(pid: int) -> bool:
+    """Whether a process is there still, after a moment to end in."""
+    for _ in range(500):
+        if not is_running(pid):
+            return False
+        # a signal that was sent need not have arrived
+        time.sleep(0.01)
+    return True
+
+
 def test_runs_go_in_order_and_each_finish_is_told(root: Path) -> None:
     told: list[list[str]] = []
     failed = runs_of(
@@ -233,7 +243,7 @@ def test_ctrl_c_ends_the_runs_and_the_rest_is_run_later(root: Path) -> None:
     status, pids = interrupted(root, signal.SIGINT)
     assert status == 130
     assert len(pids) == 4
-    assert not [pid for pid in pids if is_running(pid)]
+    assert not [pid for pid in pids if runs_on(pid)]
     # two at a time: either of the first two may be the first to be up
     assert sorted(started(root)) == ['a', 'slow1', 'slow2']
     (root / 'be_quick').touch()
@@ -256,7 +266,7 @@ def test_signal_in_the_midst_of_a_start_leaves_no_process(
     monkeypatch.setattr(subprocess, 'Popen', start)
     with pytest.raises(KeyboardInterrupt):
         runs_of(root, planned(root, 'slow')).run_all()
-    assert pids and not is_running(pids[0])
+    assert pids and not runs_on(pids[0])
 
 
 def test_signals_are_handled_as_before_afterwards(root: Path) -> None:
@@ -289,7 +299,7 @@ def test_error_of_the_listener_ends_the_runs(root: Path) -> None:
             root, planned(root, 'a', 'slow'), jobs=2,
             on_finished=fail).run_all()
     pids = (root / 'slow' / 'pids').read_text().split()
-    assert not [pid for pid in pids if is_running(int(pid))]
+    assert not [pid for pid in pids if runs_on(int(pid))]
 
 
 def test_folder_is_free_again_after_a_run(root: Path) -> None:

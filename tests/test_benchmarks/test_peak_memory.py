@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmseg_mile.benchmarks.peak_memory import (live_bytes, peak_growth,
                                                peak_training_bytes)
@@ -37,3 +38,10 @@ def test_live_bytes_count_a_storage_once():
     tensor = torch.ones(100_000)
     views = [tensor[:10], tensor.view(10, -1)]
     assert live_bytes() - before == tensor.nbytes and len(views) == 2
+
+
+def test_tensors_of_a_traced_graph_take_no_memory():
+    before = live_bytes()
+    with FakeTensorMode():
+        traced = torch.ones(100_000)
+    assert live_bytes() == before and traced.numel() == 100_000
