@@ -130,12 +130,12 @@ def _flagged(results: LeaveOneOut) -> str:
 
 def _cells(results: LeaveOneOut, scope: str, method: str) -> List[str]:
     """mIoU of each target, marked where it is not left out entirely."""
-    columns = results.values(scope, method).T
-    return [
-        _shown(spread(column)) +
-        ('' if method == ORACLE else _marks(results, target, scope))
-        for target, column in zip(results.tasks, columns)
-    ]
+    found = []
+    for target, column in zip(results.tasks, results.values(scope, method).T):
+        value = spread(column)
+        marked = method != ORACLE and not math.isnan(value.mean)
+        found.append(_shown(value) + _marks(results, target, scope) * marked)
+    return found
 
 
 def _answered(score: LeftOutScore) -> float:

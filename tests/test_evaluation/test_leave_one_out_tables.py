@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 
 from fabricated_left_out import LEAKS, fabricated
 
@@ -110,6 +111,15 @@ def test_cells_that_are_not_left_out_entirely_are_marked():
             'trained on fog.') in text
     assert ('- ‡ without rain: not left out entirely, city may have started '
             'from an expert that was removed.') in text
+
+
+def test_cell_without_a_score_has_no_mark():
+    results = fabricated({('own', 'unfamiliar_abstain'): (math.nan, 60, 60)},
+                         leaks=LEAKS)
+    rows = table(markdown(results), '## What becomes of unfamiliar images')
+    assert row(rows, 'own', 'nearest; flagged: no prediction')[2:] == [
+        '-', '60.0‡', '60.0', '-', '20.0'
+    ]
 
 
 def test_family_without_which_nobody_is_left_is_named():
