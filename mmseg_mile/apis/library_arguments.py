@@ -32,6 +32,12 @@ def add_library_arguments(parser: argparse.ArgumentParser) -> None:
         choices=('weights', 'logits'),
         help='how experts are fused (default: as the library says)')
     parser.add_argument(
+        '--vocabulary',
+        nargs='+',
+        metavar='CLASS',
+        help='classes to label images in, of an open-vocabulary library '
+        '(default: those of the experts)')
+    parser.add_argument(
         '--task',
         help='expert whose way of loading images is right, where they differ')
     parser.add_argument(
@@ -51,6 +57,6 @@ def library_arguments(args: argparse.Namespace) -> Dict[str, Any]:
     Returns:
         dict: For the constructor of :class:`MILEInferencer`.
     """
-    names = ('expert', 'experts', 'unfamiliar', 'fusion', 'task', 'config',
-             'cfg_options', 'device')
+    names = ('expert', 'experts', 'unfamiliar', 'fusion', 'vocabulary', 'task',
+             'config', 'cfg_options', 'device')
     return {name: getattr(args, name) for name in names}

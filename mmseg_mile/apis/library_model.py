@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 from mmseg_mile.experts import ExpertStore, StoredExpert
 from mmseg_mile.experts.library_edits import AnyPath
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.models import ExpertSegmentor, OpenVocabularyExpertSegmentor
 from .image_prototypes import prediction_pipeline
 from .library_config import (check_types, import_custom_modules,
                              library_config, loading_ways, model_to_load)
@@ -77,9 +77,12 @@ def choose_way(ways: Mapping[str, List[Any]],
     return found[0]
 
 
-def change_config(cfg: Config, options: Mapping[str,
-                                                Any], expert: Optional[str],
-                  unfamiliar: Optional[str], fusion: Optional[str]) -> None:
+def change_config(cfg: Config,
+                  options: Mapping[str, Any],
+                  expert: Optional[str],
+                  unfamiliar: Optional[str],
+                  fusion: Optional[str],
+                  vocabulary: Optional[Sequence[str]] = None) -> None:
     """Set what a user wants to be other than in training.
 
     Args:
@@ -88,6 +91,8 @@ def change_config(cfg: Config, options: Mapping[str,
         expert (str, optional): Predicts every image, where it is named.
         unfamiliar (str, optional): Policy for images that the gate flags.
         fusion (str, optional): How experts of a mixture are fused.
+        vocabulary (Sequence[str], optional): Classes to label images in.
+            Defaults to None: those of the experts.
 
     Raises:
         ValueError: If one of them would have no effect.
@@ -103,7 +108,20 @@ def change_config(cfg: Config, options: Mapping[str,
                              'predicts every image: give one of the two')
         if value is not None:
             options = {**options, f'model.{name}': value}
+    if vocabulary is not None:
+        options = {**options, 'model.vocabulary': list(vocabulary)}
+    if 'model.vocabulary' in options and not _has_texts(cfg):
+        raise ValueError(
+            f"vocabulary {options['model.vocabulary']} has no effect: experts "
+            f'of a {cfg.model.type} speak in the classes they learned; those '
+            'of an OpenVocabularyExpertSegmentor speak in any')
     cfg.merge_from_dict(dict(options))
+
+
+def _has_texts(cfg: Config) -> bool:
+    """Whether the config's model takes any classes that are named to it."""
+    kind = MODELS.get(cfg.model.type)
+    return kind is not None and issubclass(kind, OpenVocabularyExpertSegmentor)
 
 
 def known_experts(wanted: Sequence[str], names: Sequence[str]) -> List[str]:

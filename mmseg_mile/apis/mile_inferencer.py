@@ -49,6 +49,9 @@ class MILEInferencer(BaseInferencer):
             library's config says.
         fusion (str, optional): How the experts of a mixture are fused, see
             :class:`RoutedSegmentor`. Defaults to None: as the config says.
+        vocabulary (Sequence[str], optional): Classes to label all images in,
+            of an :class:`OpenVocabularyExpertSegmentor`. Defaults to None:
+            those of the experts.
         task (str, optional): The expert whose way of loading images is
             right, where they differ, such as for colour and thermal.
             Defaults to None: that of ``expert``, else the common one.
@@ -78,6 +81,7 @@ class MILEInferencer(BaseInferencer):
                  experts: Optional[Sequence[str]] = None,
                  unfamiliar: Optional[str] = None,
                  fusion: Optional[str] = None,
+                 vocabulary: Optional[Sequence[str]] = None,
                  task: Optional[str] = None,
                  config: Union[AnyPath, Config, None] = None,
                  cfg_options: Optional[Dict[str, Any]] = None,
@@ -93,7 +97,8 @@ class MILEInferencer(BaseInferencer):
         self._experts = self._store.open(names)
         cfg, ways = config_and_ways(self._experts, expert, config)
         self._steps = choose_way(ways, task, expert)
-        change_config(cfg, cfg_options or {}, expert, unfamiliar, fusion)
+        change_config(cfg, cfg_options or {}, expert, unfamiliar, fusion,
+                      vocabulary)
         init_default_scope('mmseg')
         if not MMLogger.check_instance_created('mmengine'):
             # not a line for each weight that a head starts from

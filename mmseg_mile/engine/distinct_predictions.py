@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 from dataclasses import replace
-from typing import (Any, Dict, Iterator, List, Mapping, NamedTuple, Optional,
-                    Sequence, Tuple)
+from typing import (Any, ContextManager, Dict, Iterator, List, Mapping,
+                    NamedTuple, Optional, Sequence, Tuple)
 
 import torch
 from torch import Tensor, nn
 
 from mmseg_mile.evaluation import DomainIoU
-from mmseg_mile.models import BaseGate, ExpertSegmentor
+from mmseg_mile.models import (BaseGate, ExpertSegmentor,
+                               OpenVocabularyExpertSegmentor)
 from mmseg_mile.models.segmentors.expert_heads import ExpertHeads, heaviest
 from mmseg_mile.structures import Routing, Task
 
@@ -96,13 +97,22 @@ def predict_ways(model: ExpertSegmentor, task: Task, batch: Dict[str, Any],
                          []).append(key)
     size = len(batch['inputs'])
     found: Dict[Key, DomainIoU] = {}
-    for keys in kinds.values():
-        for start in range(0, len(keys), size):
-            part = keys[start:start + size]
-            outputs = _predict(model, batch, [ways[key] for key in part])
-            for key, output in zip(part, outputs):
-                found[key] = _counted(task, output)
+    with _asked_in_classes_of(model, task):
+        for keys in kinds.values():
+            for start in range(0, len(keys), size):
+                part = keys[start:start + size]
+                outputs = _predict(model, batch, [ways[key] for key in part])
+                for key, output in zip(part, outputs):
+                    found[key] = _counted(task, output)
     return found
+
+
+def _asked_in_classes_of(model: ExpertSegmentor,
+                         task: Task) -> ContextManager[None]:
+    """Who speaks in any classes is asked for the target's."""
+    if isinstance(model, OpenVocabularyExpertSegmentor):
+        return model.speaking(task.classes, task.palette)
+    return contextlib.nullcontext()
 
 
 class _GivenGate(BaseGate):

@@ -25,13 +25,15 @@ def test_defaults_are_those_of_the_inferencer():
 
 def test_every_option_arrives():
     given = parse('--experts', 'day', 'night', '--unfamiliar', 'abstain',
-                  '--fusion', 'logits', '--task', 'day', '--config', 'a.py',
+                  '--fusion', 'logits', '--vocabulary', 'traffic sign',
+                  'road', '--task', 'day', '--config', 'a.py',
                   '--cfg-options', 'model.gate.top_k=3', '--device', 'cpu')
     assert given == dict(
         expert=None,
         experts=['day', 'night'],
         unfamiliar='abstain',
         fusion='logits',
+        vocabulary=['traffic sign', 'road'],
         task='day',
         config='a.py',
         cfg_options={'model.gate.top_k': 3},

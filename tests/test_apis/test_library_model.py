@@ -61,6 +61,20 @@ def test_option_without_an_effect_is_refused():
         change_config(cfg, {'optim_wrapper.lr': 1}, None, None, None)
 
 
+@pytest.mark.parametrize('options, vocabulary',
+                         [({}, ['road']), ({
+                             'model.vocabulary': ['road']
+                         }, None)])
+def test_vocabulary_is_for_those_who_have_texts(options, vocabulary):
+    cfg = Config(dict(model=dict(type='ExpertSegmentor')))
+    with pytest.raises(
+            ValueError, match=r"vocabulary \['road'\] has no effec"):
+        change_config(cfg, options, None, None, None, vocabulary)
+    cfg.model.type = 'OpenVocabularyExpertSegmentor'
+    change_config(cfg, options, None, None, None, vocabulary)
+    assert cfg.model.vocabulary == ['road']
+
+
 def test_experts_keep_the_order_that_was_asked_for():
     assert known_experts(['b', 'a', 'b'], ['a', 'b', 'c']) == ['b', 'a']
     with pytest.raises(ValueError, match="unknown expert 'd'"):

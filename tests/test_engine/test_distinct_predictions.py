@@ -2,13 +2,19 @@
 """Which routings of an image come to one prediction."""
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
+import tiny_san
 import torch
+from mmengine.structures import PixelData
 
-from mmseg_mile.engine.distinct_predictions import way_of
-from mmseg_mile.structures import Routing
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from mmseg_mile.engine.distinct_predictions import Way, predict_ways, way_of
+from mmseg_mile.evaluation import DomainIoU
+from mmseg_mile.structures import Routing, Task
 
 MODEL = SimpleNamespace(expert_names=('day', 'dusk', 'fog'))
 
@@ -75,3 +81,51 @@ def test_of_equal_experts_the_nearest_leads_where_one_head_speaks(key_of):
         [1 / 3] * 3, abs=1e-4)
     assert float(way.routing.weights.sum()) == pytest.approx(1)
     assert key_of.ways[key_of(equal)].routing.top_expert(0) == 'day'
+
+
+def test_experts_that_speak_in_any_classes_are_asked_for_the_targets():
+    model = open_vocabulary_model()
+    classes = ('lamp', 'road', 'sky')
+    target = Task('dusk', classes, [[1, 2, 3], [4, 5, 6], [7, 8, 9]], {},
+                  dict(type='BaseSegDataset'))
+    batch = labelled_image(len(classes))
+    nobody = Routing((), torch.zeros(1, 0), torch.zeros(1, 0),
+                     torch.tensor([False]))
+    counts = predict_ways(model, target, batch,
+                          {'base': Way(0, nobody, 'weights')})
+    with model.speaking(classes), torch.no_grad():
+        sample, = model.test_step(copy.deepcopy(batch))
+    expected = DomainIoU(classes)
+    expected.update(sample.pred_sem_seg.data[0].numpy(), classes,
+                    sample.gt_sem_seg.data[0].numpy())
+    assert 0 < counts['base'].miou() == expected.miou()
+    assert model.heads.vocabulary is None
+
+
+def open_vocabulary_model():
+    """It has learned nothing yet."""
+    tiny_san.build_san()
+    model = MODELS.build(
+        dict(
+            type='OpenVocabularyExpertSegmentor',
+            backbone=dict(
+                type='LoRAExpertBackbone',
+                backbone=tiny_san.SAN,
+                lora=dict(r=2, lora_alpha=2)),
+            decode_head=tiny_san.HEAD,
+            embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, )),
+            gate=dict(type='SemLAGate'),
+            data_preprocessor=dict(type='SegDataPreProcessor'),
+            test_cfg=dict(mode='whole')))
+    model.backbone.load_base(tiny_san.build_san().state_dict(), '')
+    return model.eval()
+
+
+def labelled_image(num_classes):
+    """A batch of one."""
+    truth = torch.arange(32 * 32).view(1, 32, 32) % num_classes
+    sample = SegDataSample(gt_sem_seg=PixelData(data=truth))
+    sample.set_metainfo(dict(ori_shape=(32, 32), img_shape=(32, 32)))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, 32, 32), generator=generator)
+    return dict(inputs=[image.to(torch.uint8)], data_samples=[sample])
