@@ -4,12 +4,14 @@
     python tools/compare_gates.py CONFIG
     python tools/compare_gates.py CONFIG --folders day='rgb/*D.jpg' ...
     python tools/compare_gates.py CONFIG --held-out [--stem conv1]
+    python tools/compare_gates.py CONFIG --disturbed [--stem conv1]
 
 Each domain's training images are learned and its validation images routed;
 with ``--folders``, every other image of a folder is learned and the rest
 routed, which needs no labels. With ``--held-out``, the flag for unfamiliar
 images is tried: each domain is left out in turn, and its validation images
-should be flagged, those of the others should not.
+should be flagged, those of the others should not. With ``--disturbed``,
+validation images are routed darker, brighter, softer, noisier than learned.
 """
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import Runner
 
+from mmseg_mile.apis.disturbed_study import disturbed_study
 from mmseg_mile.apis.gate_study import routing_study
 from mmseg_mile.apis.held_out_study import embedders_of, held_out_study
 from mmseg_mile.experts.library_edits import open_library
@@ -37,8 +40,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--held-out', action='store_true', help='hold each domain out')
     parser.add_argument(
-        '--stem', help="module of the base's first layer, for --held-out")
-    parser.add_argument('--embeddings', nargs='+', help='for --held-out')
+        '--disturbed',
+        action='store_true',
+        help='route images in other light and quality')
+    parser.add_argument(
+        '--stem',
+        help="module of the base's first layer, for --held-out and "
+        '--disturbed')
+    parser.add_argument(
+        '--embeddings', nargs='+', help='for --held-out and --disturbed')
+    parser.add_argument(
+        '--drift-weights', nargs='+', type=float, default=[0, 0.25])
     parser.add_argument(
         '--quantiles', nargs='+', type=float, default=[0.99, 0.95])
     parser.add_argument('--library', help='take the base of this library')
@@ -98,9 +110,13 @@ def main() -> None:
     loop.model.eval()
     images = folder_images(
         loop, args.folders) if args.folders else stream_images(runner, loop)
-    if args.held_out:
+    if args.held_out or args.disturbed:
         embedders = embedders_of(loop.model, args.stem, args.embeddings)
+    if args.held_out:
         print(held_out_study(loop.model, images, embedders, args.quantiles))
+    elif args.disturbed:
+        print(
+            disturbed_study(loop.model, images, embedders, args.drift_weights))
     else:
         print(routing_study(loop.model, images, args.scales))
 

@@ -46,7 +46,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         action=DictAction,
         help='options of the gate, as key=value: top_k, tau, relative; '
-        'metric, num_prototypes, shrinkage, unfamiliar_quantile, flag '
+        'metric, num_prototypes, shrinkage, drift_weight, '
+        'unfamiliar_quantile, flag '
         "(default: those of the run's gate, top_k=5, tau=0.4, relative=True)")
     parser.add_argument(
         '--sweep-tau',

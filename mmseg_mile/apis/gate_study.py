@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmseg_mile.models import ExpertSegmentor, PrototypeGate
 from mmseg_mile.models.embedders import FeatureStatisticsEmbedder
+from mmseg_mile.models.embedders.disturbed_images import looks_at
 
 # Shape legend: N images, D embedding
 STAGE_SETS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
@@ -30,7 +31,12 @@ GATES: Dict[str, dict] = {
 
 
 class Split(NamedTuple):
-    """Embeddings of one domain: (N, D) to learn from, (N, D) to route."""
+    """Embeddings of one domain.
+
+    Args:
+        train (Tensor): To learn from, see :meth:`BaseGate.fit`.
+        test (Tensor): (N, D), to route.
+    """
     train: Tensor
     test: Tensor
 
@@ -52,15 +58,32 @@ class StageEmbeddings:
         self._channels = [int(o.shape[1]) for o in outputs]
 
     @torch.no_grad()
-    def embed(self, loader: Iterable[dict]) -> Tensor:
-        """(N, D) over all stages and both statistics."""
+    def embed(self, loader: Iterable[dict], num_looks: int = 1) -> Tensor:
+        """Embeddings over all stages and both statistics.
+
+        Args:
+            loader (Iterable[dict]): Batches of images.
+            num_looks (int): L, at each image, see :meth:`BaseGate.fit`.
+                Defaults to 1.
+
+        Returns:
+            Tensor: (N, D), or (N, L, D) for several looks.
+        """
+        parts = [
+            torch.stack(
+                [
+                    self._look(look)  #
+                    for look in looks_at(batch, num_looks)
+                ],
+                1) for batch in loader
+        ]
+        found = torch.cat(parts)
+        return found[:, 0] if num_looks == 1 else found
+
+    def _look(self, batch: dict) -> Tensor:
         model = self._model
-        return torch.cat([
-            self._embedder(model.backbone,
-                           model.data_preprocessor(batch,
-                                                   False)['inputs']).cpu()
-            for batch in loader
-        ])
+        images = model.data_preprocessor(batch, False)['inputs']
+        return self._embedder(model.backbone, images).cpu()
 
     def columns(self, stages: str, statistics: Sequence[str]) -> List[int]:
         """Columns of 'last', 'all', 'early' (two) or 'first' stages."""
@@ -101,13 +124,16 @@ def routing_study(model: ExpertSegmentor, images: Mapping[str, Tuple[Any,
     for scale in scales:
         stages = StageEmbeddings(model, scale)
         whole = {
-            name: Split(stages.embed(train), stages.embed(test))
+            name:
+            Split(
+                stages.embed(train,
+                             PrototypeGate().num_looks), stages.embed(test))
             for name, (train, test) in images.items()
         }
         for label, (chosen, statistics) in STAGE_SETS.items():
             columns = stages.columns(chosen, statistics)
             part = {
-                n: Split(s.train[:, columns], s.test[:, columns])
+                n: Split(s.train[..., columns], s.test[:, columns])
                 for n, s in whole.items()
             }
             for gate, options in GATES.items():

@@ -15,6 +15,7 @@ from mmseg_mile.evaluation.unfamiliarity import FlagScores, flag_scores
 from mmseg_mile.models import ExpertSegmentor, PrototypeGate
 from mmseg_mile.models.embedders import (FeatureStatisticsEmbedder,
                                          StemStatisticsEmbedder)
+from mmseg_mile.models.embedders.disturbed_images import looks_at
 from .gate_study import Split, route_all
 
 # Shape legend: N images, D embedding
@@ -84,23 +85,32 @@ def embedders_of(model: ExpertSegmentor,
 
 
 @torch.no_grad()
-def embed_all(model: ExpertSegmentor, embedders: Mapping[str, Any],
-              loader: Iterable[dict]) -> Dict[str, Tensor]:
+def embed_all(model: ExpertSegmentor,
+              embedders: Mapping[str, Any],
+              loader: Iterable[dict],
+              num_looks: int = 1) -> Dict[str, Tensor]:
     """Embeddings of images by several embedders in one pass.
 
     Args:
         model (ExpertSegmentor): Whose frozen base and preprocessor.
         embedders (Mapping[str, Any]): By name.
         loader (Iterable[dict]): Batches of images.
+        num_looks (int): L, at each image, see :meth:`BaseGate.fit`.
+            Defaults to 1.
 
     Returns:
-        dict[str, Tensor]: (N, D) by name.
+        dict[str, Tensor]: By name (N, D), or (N, L, D) for several looks.
     """
     parts: Dict[str, List[Tensor]] = {name: [] for name in embedders}
     for batch in loader:
-        inputs = model.data_preprocessor(batch, False)['inputs']
+        looks = [
+            model.data_preprocessor(look, False)['inputs']
+            for look in looks_at(batch, num_looks)
+        ]
         for name, embedder in embedders.items():
-            parts[name].append(embedder(model.backbone, inputs).cpu())
+            found = [embedder(model.backbone, look).cpu() for look in looks]
+            parts[name].append(found[0] if num_looks ==
+                               1 else torch.stack(found, 1))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
@@ -152,8 +162,10 @@ def held_out_study(model: ExpertSegmentor, images: Mapping[str, Tuple[Any,
         PrettyTable: See :func:`held_out_table`.
     """
     embedded = {
-        name: [embed_all(model, embedders, loader) for loader in loaders]
-        for name, loaders in images.items()
+        name: (embed_all(model, embedders, train,
+                         PrototypeGate().num_looks),
+               embed_all(model, embedders, test))
+        for name, (train, test) in images.items()
     }
     return held_out_table(
         {
@@ -188,7 +200,7 @@ def held_out_table(domains: Mapping[str, Mapping[str, Split]],
          splits), (flag, options), quantile in product(domains.items(),
                                                        FLAGS.items(),
                                                        quantiles):
-        size = splits[names[0]].train.shape[1]
+        size = splits[names[0]].train.shape[-1]
         found = hold_out(splits, unfamiliar_quantile=quantile, **options)
         means = np.mean(list(found.scores.values()), axis=0)
         table.add_row(

@@ -98,7 +98,8 @@ class ExpertDrawer:
         known = len(self._embeddings)
         embeddings = self._embeddings[index % known]
         if index >= known:
-            mean = embeddings.mean(0)
+            # of all looks alike
+            mean = embeddings.flatten(0, -2).mean(0)
             offset = torch.randn(mean.shape, generator=self._random)
             embeddings = embeddings + 100 * mean.abs().mean() * offset
         gate = TASK_UTILS.build(copy.deepcopy(self._gate_config))

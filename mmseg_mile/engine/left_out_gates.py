@@ -13,7 +13,7 @@ from mmseg_mile.models import BaseGate, PrototypeGate, SemLAGate
 from mmseg_mile.models.gates.inverse_distance import RELATIVE_TAU, TOP_K
 
 _STATISTICS = ('metric', 'num_prototypes', 'unfamiliar_quantile', 'shrinkage',
-               'flag')
+               'drift_weight', 'flag')
 _WEIGHTS = ('top_k', 'tau', 'relative')
 
 

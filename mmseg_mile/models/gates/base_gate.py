@@ -21,6 +21,9 @@ class BaseGate(metaclass=ABCMeta):
     still hears of every task.
     """
 
+    #: How many embeddings of a training image :meth:`fit` wants: its own,
+    #: and those of disturbed copies of it.
+    num_looks = 1
     #: Whether :meth:`route` needs embeddings; without, the base's pass over
     #: the image is spared.
     needs_embeddings = False
@@ -50,7 +53,8 @@ class BaseGate(metaclass=ABCMeta):
 
         Args:
             task (str): Name of the task and its expert.
-            embeddings (Tensor, optional): (N, D), of its training images;
+            embeddings (Tensor, optional): (N, D), of its training images,
+                or (N, L, D) with ``num_looks`` L of each, its own first;
                 None for gates that need none.
         """
         self._names[task] = None

@@ -53,11 +53,14 @@ def merge_prototypes(states: Sequence[Dict[str, Tensor]],
         offsets = centroids - mean
         scatter = scatter + pack(offsets.T @ (counts[:, None] * offsets))
         centroids, counts = mean[None], counts.sum()[None]
+    drifts = [part.drift for part in parts]
+    known = all(drift.numel() for drift in drifts)
+    drift = torch.stack(drifts).double().sum(0) if known else torch.zeros(0)
     reach = max((part.reach for part in parts), key=_if_known)
     # an old part, with no limit of its own, leaves the merged task without
     widest = max(parts, key=lambda part: _if_known(part.limit))
     return Prototypes(centroids, counts, scatter.float(), reach, widest.usual,
-                      widest.limit).state()
+                      widest.limit, drift.float()).state()
 
 
 def _if_known(limit: Tensor) -> float:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
+from .argument_checks import check_bounds, check_choice
 from .base_gate import BaseGate
 from .inverse_distance import nearest_weights
 from .own_spread import OwnSpreads, calibrate, unfamiliarity
 from .prototype_metric import PrototypeMetric
-from .prototypes import Prototypes
+from .prototypes import Prototypes, drift_of, own_embeddings
 
 # Shape legend: B images, D embedding, E experts
 _METRICS = ('euclidean', 'cosine', 'mahalanobis')
@@ -50,6 +51,12 @@ class PrototypeGate(BaseGate):
             the gate routes with. Defaults to 'own'.
         shrinkage (float): Of the covariance towards its diagonal, in
             (0, 1]. Defaults to 0.1.
+        drift_weight (float): With 'mahalanobis', what the covariance of how
+            training images move when they are disturbed, see
+            :func:`disturbed_image`, counts for beside that of the images:
+            directions in which light, sharpness and noise move an image
+            should not choose its expert. The flag 'own' is left to notice
+            them. 0 spares the copies. Defaults to 0.25.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -64,25 +71,17 @@ class PrototypeGate(BaseGate):
                  temperature: float = 1.0,
                  unfamiliar_quantile: float = 0.99,
                  shrinkage: float = 0.1,
+                 drift_weight: float = 0.25,
                  flag: str = 'own') -> None:
         super().__init__()
-        if metric not in _METRICS:
-            raise ValueError(
-                f'gate.metric must be one of {_METRICS}, got {metric!r}')
-        for name, value in (('num_prototypes', num_prototypes), ('top_k',
-                                                                 top_k)):
-            if value < 1:
-                raise ValueError(f'gate.{name} must be >= 1, got {value}')
-        if temperature <= 0:
-            raise ValueError(f'gate.temperature must be > 0, got '
-                             f'{temperature}')
-        for name, share in (('unfamiliar_quantile', unfamiliar_quantile),
-                            ('shrinkage', shrinkage)):
-            if not 0 < share <= 1:
-                raise ValueError(f'gate.{name} must be in (0, 1], got {share}')
-        if flag not in _FLAGS:
-            raise ValueError(f'gate.flag must be one of {_FLAGS}, got '
-                             f'{flag!r}')
+        check_choice('metric', metric, _METRICS)
+        check_bounds('num_prototypes', num_prototypes, 1)
+        check_bounds('top_k', top_k, 1)
+        check_bounds('temperature', temperature, 0, open_low=True)
+        check_bounds('unfamiliar_quantile', unfamiliar_quantile, 0, 1, True)
+        check_bounds('shrinkage', shrinkage, 0, 1, True)
+        check_bounds('drift_weight', drift_weight, 0)
+        check_choice('flag', flag, _FLAGS)
         if flag == 'own' and unfamiliar_quantile < 0.5:
             raise ValueError(
                 "gate.unfamiliar_quantile must be 0.5 or more with gate.flag "
@@ -93,13 +92,19 @@ class PrototypeGate(BaseGate):
         self.temperature = temperature
         self.unfamiliar_quantile = unfamiliar_quantile
         self.shrinkage = shrinkage
+        self.drift_weight = drift_weight
         self.flag = flag
         self._spreads = OwnSpreads()
-        self._tasks = PrototypeMetric(shrinkage if metric ==
-                                      'mahalanobis' else None)
+        self._tasks = PrototypeMetric(
+            shrinkage if metric == 'mahalanobis' else None, drift_weight)
+
+    @property
+    def num_looks(self) -> int:  # type: ignore[override]
+        """int: See :class:`BaseGate`."""
+        return 2 if self._tasks.drift_weight else 1
 
     def fit(self, task: str, embeddings: Optional[Tensor]) -> None:
-        """Learn the prototypes of a task from (N, D) embeddings.
+        """Learn the prototypes of a task, see :meth:`BaseGate.fit`.
 
         Raises:
             ValueError: If there is no embedding, one is not finite, or
@@ -107,10 +112,14 @@ class PrototypeGate(BaseGate):
         """
         if embeddings is None or not len(embeddings):
             raise ValueError(f'task {task!r} gave the gate no images')
-        x = self._checked(embeddings, f'task {task!r}')
+        looks = self._checked(embeddings, f'task {task!r}')
+        x = own_embeddings(looks)
         prototypes = Prototypes.of(x, self.num_prototypes)
+        if self._tasks.drift_weight:
+            prototypes.drift = drift_of(looks)
         prototypes.reach = self._tasks.calibrate(x, self.num_prototypes,
-                                                 self.unfamiliar_quantile)
+                                                 self.unfamiliar_quantile,
+                                                 prototypes.drift)
         prototypes.usual, prototypes.limit = calibrate(
             x, self.num_prototypes, max(0.5, self.unfamiliar_quantile))
         self._add(task, prototypes)
@@ -207,15 +216,10 @@ class PrototypeGate(BaseGate):
     def prototype_distances(self) -> Tensor:
         """See :meth:`BaseGate.prototype_distances`.
 
-        Row i, column j: from expert i's prototypes to the nearest of expert
-        j's, averaged over the images that i's stand for; i's own are at 0.
+        Row i, column j: from i's prototypes to the nearest of j's, averaged
+        over the images that they stand for.
         """
-        rows = [
-            self._tasks[name].counts @ self._tasks.distances(
-                self._tasks[name].centroids) / self._tasks[name].num_images
-            for name in self.expert_names
-        ]
-        return torch.stack(rows) if rows else torch.zeros(0, 0)
+        return self._tasks.between()
 
     def mean_distances(self) -> Tensor:
         """(E, E) distance of each task's own images to each expert.
@@ -224,34 +228,31 @@ class PrototypeGate(BaseGate):
         i, from what is kept of them; exact with one prototype per task,
         where it is ``sqrt(d_ii^2 + |m_i - m_j|^2)``.
         """
-        rows = []
-        for name, typical in zip(self.expert_names, self._tasks.typical):
-            task = self._tasks[name]
-            apart = self._tasks.distances(task.centroids).square()
-            rows.append(typical**2 + task.counts @ apart / task.num_images)
-        return torch.stack(rows).sqrt()
+        return self._tasks.mean_distances()
 
     def nearest(self, embeddings: Tensor) -> str:
         """The expert nearest, on average, to a new task's images.
 
         Args:
-            embeddings (Tensor): (N, D) of the new task.
+            embeddings (Tensor): Of the new task, as :meth:`fit` takes them.
         """
-        mean = self.distances(embeddings).square().mean(0)
+        x = own_embeddings(embeddings)
+        mean = self.distances(x).square().mean(0)
         return self.expert_names[int(mean.argmin())]
 
     def neighbours(self, embeddings: Tensor) -> Dict[str, float]:
         """The experts nearest to a new task, weighted as SemLA would.
 
         Args:
-            embeddings (Tensor): (N, D) of the new task.
+            embeddings (Tensor): Of the new task, as :meth:`fit` takes them.
 
         Returns:
             dict[str, float]: See :func:`nearest_weights`, for the root mean
             square of the images' distances.
         """
-        mean_1E = self.distances(embeddings).square().mean(0).sqrt()[None]
-        weights = nearest_weights(mean_1E)[0].tolist()
+        x = own_embeddings(embeddings)
+        mean = self.distances(x).square().mean(0).sqrt()
+        weights = nearest_weights(mean[None])[0].tolist()
         return {n: w for n, w in zip(self.expert_names, weights) if w > 0}
 
     def _routing(self, embeddings: Tensor, distances_BE: Tensor,
@@ -282,14 +283,14 @@ class PrototypeGate(BaseGate):
         # all tasks that were taken have one size
         for other in self._tasks.names[:1]:
             size = self._tasks[other].size
-            if size != embeddings.shape[1]:
+            if size != embeddings.shape[-1]:
                 raise ValueError(
-                    f'embeddings of {whose} have {embeddings.shape[1]} '
+                    f'embeddings of {whose} have {embeddings.shape[-1]} '
                     f'values, those of task {other!r} {size}: keep the '
                     'embedder as it was for the whole stream')
 
     def _space(self, embeddings: Tensor) -> Tensor:
         x = embeddings.detach().double().cpu()
         if self.metric == 'cosine':
-            return torch.nn.functional.normalize(x, dim=1)
+            return torch.nn.functional.normalize(x, dim=-1)
         return x

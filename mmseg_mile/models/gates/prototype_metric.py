@@ -54,7 +54,8 @@ def shared_whitening(scatter: Tensor, num_images: float, size: int,
                      shrinkage: float) -> Whitening:
     """Whitening by the within-task covariance that all tasks share.
 
-    ``S = sum_t scatter_t / sum_t n_t``, shrunk towards its diagonal:
+    ``S = sum_t scatter_t / sum_t n_t``, where a scatter includes the task's
+    weighted drift, shrunk towards its diagonal:
     ``C = (1 - a) S + a diag(S) = L L'`` and ``W = L^-1``. Sums only, so
     tasks can be added, merged and removed one by one.
 
@@ -103,10 +104,16 @@ class PrototypeMetric:
     Args:
         shrinkage (float, optional): Of the shared covariance; None for the
             Euclidean distance.
+        drift_weight (float): What the drift of disturbed copies counts for
+            in the covariance beside the spread of images. Defaults to 0,
+            and has no effect without a covariance.
     """
 
-    def __init__(self, shrinkage: Optional[float]) -> None:
+    def __init__(self,
+                 shrinkage: Optional[float],
+                 drift_weight: float = 0.0) -> None:
         self.shrinkage = shrinkage
+        self.drift_weight = 0.0 if shrinkage is None else drift_weight
         self._tasks: Dict[str, Prototypes] = {}
         self._scatter: Optional[Tensor] = None
         self._prepared: Optional[_Prepared] = None
@@ -123,7 +130,8 @@ class PrototypeMetric:
         if task in self._tasks:
             self._scatter = None
         elif self._scatter is not None:
-            self._scatter = self._scatter + prototypes.scatter
+            self._scatter = self._scatter + prototypes.within(
+                self.drift_weight)
         self._tasks[task] = prototypes
         self._prepared = None
 
@@ -158,6 +166,25 @@ class PrototypeMetric:
         """Tensor: (E,) see :class:`Prototypes`."""
         return self._ready().reach
 
+    def between(self) -> Tensor:
+        """(E, E) from a task's prototypes to the nearest of another one's.
+
+        Averaged over the images that the prototypes stand for.
+        """
+        rows = [
+            task.counts @ self.distances(task.centroids) / task.num_images
+            for task in self._tasks.values()
+        ]
+        return torch.stack(rows) if rows else torch.zeros(0, 0)
+
+    def mean_distances(self) -> Tensor:
+        """(E, E) root mean square distance of a task's images to a task."""
+        rows = []
+        for typical, task in zip(self.typical, self._tasks.values()):
+            apart = self.distances(task.centroids).square()
+            rows.append(typical**2 + task.counts @ apart / task.num_images)
+        return torch.stack(rows).sqrt()
+
     def relative_distances(self, x: Tensor, part: Prototypes) -> Tensor:
         """Distance to a task that is not added, over its typical one.
 
@@ -173,8 +200,8 @@ class PrototypeMetric:
         typical = whitening.mean_square(part).clamp_min(1e-12).sqrt()
         return nearest / typical
 
-    def calibrate(self, x: Tensor, num_prototypes: int,
-                  quantile: float) -> Tensor:
+    def calibrate(self, x: Tensor, num_prototypes: int, quantile: float,
+                  drift: Tensor) -> Tensor:
         """Quantile of held-out over typical distance, by cross-fitting.
 
         Training images lie closer to prototypes they took part in than new
@@ -186,6 +213,7 @@ class PrototypeMetric:
             x (Tensor): (N, D) float64, images of a task that is not added.
             num_prototypes (int): Of the task.
             quantile (float): In (0, 1].
+            drift (Tensor): Of the task, see :class:`Prototypes`.
 
         Returns:
             Tensor: (), inf if unknown.
@@ -197,6 +225,7 @@ class PrototypeMetric:
             kept = torch.ones(len(x), dtype=torch.bool)
             kept[fold] = False
             part = Prototypes.of(x[kept], num_prototypes)
+            part.drift = drift * (part.num_images / len(x))
             ratios.append(self.relative_distances(x[fold], part))
         return torch.cat(ratios).quantile(quantile)
 
@@ -222,10 +251,10 @@ class PrototypeMetric:
             self._scatter = torch.zeros(
                 size * (size + 1) // 2, dtype=torch.float64)
             for task in self._tasks.values():
-                self._scatter += task.scatter
+                self._scatter += task.within(self.drift_weight)
         scatter = self._scatter
         for task in more:
-            scatter = scatter + task.scatter
+            scatter = scatter + task.within(self.drift_weight)
         return shared_whitening(scatter, sum(t.num_images for t in tasks),
                                 size, self.shrinkage)
 

@@ -35,6 +35,9 @@ class Prototypes:
             in libraries from before it was calibrated.
         limit (Tensor): (), the distance that most of them keep within; NaN
             likewise.
+        drift (Tensor): (D * (D + 1) / 2,), packed like ``scatter``: the sum
+            over images of the outer product of how far a disturbed copy
+            moves, the mean over copies; float32. Empty if unknown.
     """
     centroids: Tensor
     counts: Tensor
@@ -42,6 +45,7 @@ class Prototypes:
     reach: Tensor
     usual: Tensor = field(default_factory=_unknown)
     limit: Tensor = field(default_factory=_unknown)
+    drift: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
     def of(cls, embeddings: Tensor, num_prototypes: int) -> 'Prototypes':
@@ -54,6 +58,13 @@ class Prototypes:
         return cls(centroids, counts.double(),
                    pack(offsets.T @ offsets).float(),
                    torch.tensor(torch.inf, dtype=torch.float64))
+
+    def within(self, drift_weight: float) -> Tensor:
+        """Scatter and weighted drift, (D * (D + 1) / 2,) float64."""
+        scatter = self.scatter.double()
+        if drift_weight and self.drift.numel():
+            scatter = scatter + drift_weight * self.drift.double()
+        return scatter
 
     @property
     def size(self) -> int:
@@ -82,6 +93,29 @@ class Prototypes:
             raise ValueError(f'they hold {sorted(state)[:5]}, not '
                              f'{sorted(required)}')
         return cls(**state)
+
+
+def own_embeddings(embeddings: Tensor) -> Tensor:
+    """(N, D) or (N, L, D), see :meth:`BaseGate.fit` -> (N, D) of images."""
+    return embeddings[:, 0] if embeddings.dim() == 3 else embeddings
+
+
+def drift_of(embeddings: Tensor) -> Tensor:
+    """How images move when they are disturbed, see :class:`Prototypes`.
+
+    Args:
+        embeddings (Tensor): As :meth:`BaseGate.fit` takes them, float64.
+
+    Returns:
+        Tensor: (D * (D + 1) / 2,) float32; empty without copies.
+    """
+    if embeddings.dim() == 2:
+        return torch.zeros(0)
+    looks = embeddings
+    moves = (looks[:, 1:] - looks[:, :1]).flatten(0, 1)
+    if not len(moves):
+        return torch.zeros(0)
+    return pack(moves.T @ moves / (looks.shape[1] - 1)).float()
 
 
 def pack(symmetric: Tensor) -> Tensor:

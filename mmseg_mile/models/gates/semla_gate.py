@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
+from .argument_checks import check_bounds, check_choice
 from .inverse_distance import TOP_K, nearest_weights
 from .prototype_gate import PrototypeGate
 
@@ -56,11 +57,8 @@ class SemLAGate(PrototypeGate):
         if 'temperature' in kwargs:
             raise ValueError('SemLAGate has no temperature: set gate.tau')
         super().__init__(metric=metric, top_k=top_k, **kwargs)
-        if not tau > 0:
-            raise ValueError(f'gate.tau must be > 0, got {tau}')
-        if weighting not in _WEIGHTINGS:
-            raise ValueError(f'gate.weighting must be one of {_WEIGHTINGS}, '
-                             f'got {weighting!r}')
+        check_bounds('tau', tau, 0, open_low=True)
+        check_choice('weighting', weighting, _WEIGHTINGS)
         self.tau = tau
         self.relative = relative
         self.weighting = weighting

@@ -10,6 +10,8 @@ from mmengine.dist import all_gather_object
 from torch import Tensor
 
 from mmseg_mile.structures.interleaving import interleave
+from ..embedders.disturbed_images import looks_at
+from ..gates.prototypes import own_embeddings
 
 if TYPE_CHECKING:
     from .expert_segmentor import ExpertSegmentor
@@ -20,15 +22,17 @@ def embed_images(model: 'ExpertSegmentor', loader: Iterable[dict]) -> Tensor:
 
     However many processes share the images, the rows and their order are
     those of a single process, and so is all that a gate makes of them. The
-    random state stays as it was.
+    random state stays as it was. Where the gate wants more looks than one,
+    disturbed copies are embedded as well.
 
     Args:
-        model (ExpertSegmentor): Whose preprocessor, base and embedder.
+        model (ExpertSegmentor): Whose preprocessor, base, embedder and gate.
         loader (Iterable[dict]): Batches of test-pipeline images, those of
             this process only.
 
     Returns:
-        Tensor: (N, D) on the CPU; the images of all processes.
+        Tensor: (N, D) on the CPU, or (N, L, D) for L looks, see
+        :meth:`BaseGate.fit`; the images of all processes.
     """
     with _random_state_kept():
         parts = [_embed(model, batch) for batch in loader]
@@ -47,11 +51,18 @@ def check_embedder(model: 'ExpertSegmentor', loader: Iterable[dict]) -> None:
     """
     with _random_state_kept():
         for batch in islice(loader, 1):
-            model.gate.check_embeddings(_embed(model, batch))
+            model.gate.check_embeddings(own_embeddings(_embed(model, batch)))
 
 
 @torch.no_grad()
 def _embed(model: 'ExpertSegmentor', batch: dict) -> Tensor:
+    looks = [
+        _look(model, each) for each in looks_at(batch, model.gate.num_looks)
+    ]
+    return looks[0] if len(looks) == 1 else torch.stack(looks, 1)
+
+
+def _look(model: 'ExpertSegmentor', batch: dict) -> Tensor:
     images = model.data_preprocessor(batch, False)['inputs']
     return model.embedder(model.backbone, images).cpu()
 

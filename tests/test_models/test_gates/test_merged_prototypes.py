@@ -72,6 +72,15 @@ def test_counts_and_scatter_are_sums():
     assert apart['reach'] == pooled['reach'] == 2.5
 
 
+def test_drifts_add_up_where_all_are_known(images):
+    gate = fitted(images)
+    states = [gate.state('day'), gate.state('night')]
+    assert merge_prototypes(states)['drift'].numel() == 0
+    for state, value in zip(states, (1.0, 2.0)):
+        state['drift'] = torch.full_like(state['scatter'], value)
+    assert (merge_prototypes(states)['drift'] == 3).all()
+
+
 def test_part_that_was_not_calibrated_does_not_set_the_reach():
     part = dict(
         centroids=torch.zeros(1, 1, dtype=torch.float64),

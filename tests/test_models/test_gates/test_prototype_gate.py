@@ -279,6 +279,8 @@ def test_task_without_images_is_refused(embeddings):
     (dict(temperature=0), 'gate.temperature must be > 0, got 0'),
     (dict(unfamiliar_quantile=1.1), r'quantile must be in \(0, 1\], got 1.1'),
     (dict(shrinkage=0), r'gate.shrinkage must be in \(0, 1\], got 0'),
+    (dict(drift_weight=-1), 'gate.drift_weight must be >= 0, got -1'),
+    (dict(drift_weight=float('inf')), 'gate.drift_weight must be >= 0'),
     (dict(flag='loud'), "gate.flag must be one of .*'shared'.*got 'loud'"),
     (dict(unfamiliar_quantile=0.4), "0.5 or more with gate.flag 'own', got 0"),
 ])  # yapf: disable
@@ -427,3 +429,62 @@ def test_mean_distance_is_that_of_the_tasks_own_images(metric):
     for row, images in enumerate(tasks.values()):
         wanted = gate.distances(images.float()).square().mean(0).sqrt()
         torch.testing.assert_close(found[row], wanted)
+
+
+def moved(images, *moves):
+    """Looks at images of which the copies lie elsewhere, in turn."""
+    offsets = torch.tensor(moves).repeat(len(images) // len(moves), 1)
+    return torch.stack([images, images + offsets], 1)
+
+
+@pytest.mark.parametrize('weight, expert', [(0.25, 'a'), (0, 'b')])
+def test_direction_in_which_copies_move_does_not_choose(weight, expert):
+    # tasks of unit spread; light moves their images along x, by ten
+    looks = {
+        name: moved(images, (-10., 0.), (10., 0.))
+        for name, images in (('a', cloud(0, 0)), ('b', cloud(6, 6)))
+    }
+    gate = gate_of(looks, drift_weight=weight)
+    # of a's height, and as far along x as light may have moved it
+    assert chosen(gate, (9., 1.), (0., 0.), (6., 6.)) == [expert, 'a', 'b']
+
+
+def test_copies_move_neither_means_nor_the_own_flag():
+    images = dict(a=cloud(0, 0), b=cloud(30, 0))
+    plain = gate_of(images)
+    gate = gate_of({n: moved(x, (9., 9.)) for n, x in images.items()})
+    points = torch.tensor([[0., 0.], [2., 2.], [4., 4.], [30., 5.]])
+    for name in images:
+        for key in ('centroids', 'counts', 'scatter', 'usual', 'limit'):
+            assert torch.equal(gate.state(name)[key], plain.state(name)[key])
+    found, expected = (g.route(points, [None] * 4) for g in (gate, plain))
+    assert torch.equal(found.unfamiliarity, expected.unfamiliarity)
+    assert found.unfamiliar.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize('use', ['nearest', 'neighbours'])
+def test_starts_are_found_by_the_images_alone(use):
+    gate = gate_of(dict(a=cloud(0, 0), b=cloud(10, 0)))
+    images = cloud(1, 0)
+    looks = moved(images, (12., 0.))
+    assert getattr(gate, use)(looks) == getattr(gate, use)(images)
+
+
+@pytest.mark.parametrize('options, looks', [
+    ({}, 2), (dict(drift_weight=0), 1), (dict(metric='euclidean'), 1),
+    (dict(metric='cosine'), 1)])  # yapf: disable
+def test_copies_are_asked_for_where_they_matter(options, looks):
+    assert PrototypeGate(**options).num_looks == looks
+
+
+def test_drift_survives_storage_and_goes_with_its_task():
+    looks = {n: moved(cloud(x, x), (x, 1.)) for n, x in (('a', 1.), ('b', 9.))}
+    gate, again = gate_of(looks), PrototypeGate()
+    for name in looks:
+        again.load_state(name, gate.state(name))
+    points = torch.randn(20, 2)
+    assert torch.equal(again.distances(points), gate.distances(points))
+    again.remove('b')
+    assert torch.equal(
+        again.distances(points),
+        gate_of(dict(a=looks['a'])).distances(points))

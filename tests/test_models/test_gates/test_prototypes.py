@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates.prototypes import (Prototypes, folds, k_means,
-                                                pack, runs, unpack)
+from mmseg_mile.models.gates.prototypes import (Prototypes, drift_of, folds,
+                                                k_means, own_embeddings, pack,
+                                                runs, unpack)
 
 CORNERS = torch.tensor([[0., 0], [0, 2], [10, 0], [10, 2]]).double()
 
@@ -65,10 +66,30 @@ def test_state_comes_back_bit_for_bit():
 
 def test_state_from_before_there_was_a_limit_of_its_own_is_taken():
     state = Prototypes.of(CORNERS, 1).state()
-    del state['usual'], state['limit']
+    del state['usual'], state['limit'], state['drift']
     again = Prototypes.from_state(state)
+    assert again.drift.numel() == 0
     assert torch.equal(again.centroids, state['centroids'])
     assert again.usual.isnan() and again.limit.isnan()
+
+
+def test_drift_is_the_mean_over_copies_of_how_they_move():
+    images = torch.tensor([[1., 2.], [5., 5.]])
+    looks = torch.stack([images, images + torch.tensor([2., 0.]), images - 4],
+                        1)
+    # of two images: (2, 0) and (-4, -4) each, the mean over both copies
+    assert drift_of(looks).tolist() == [20, 16, 16]
+    assert torch.equal(own_embeddings(looks), images)
+    assert drift_of(images).numel() == 0
+    assert torch.equal(own_embeddings(images), images)
+
+
+def test_drift_counts_by_its_weight_where_it_is_known():
+    prototypes = Prototypes.of(CORNERS, 2)
+    assert prototypes.within(0.5).tolist() == [0, 0, 4]
+    prototypes.drift = torch.tensor([20., 16., 16.])
+    assert prototypes.within(0.5).tolist() == [10, 8, 12]
+    assert prototypes.within(0).tolist() == [0, 0, 4]
 
 
 @pytest.mark.parametrize('change', [

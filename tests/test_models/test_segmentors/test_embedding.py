@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmseg_mile.models.embedders.disturbed_images import disturbed_image
 from mmseg_mile.models.segmentors import embedding
 from mmseg_mile.models.segmentors.embedding import check_embedder, embed_images
 
@@ -16,6 +17,19 @@ def test_batches_come_out_in_order(fresh, toys):
     fog = fresh.data_preprocessor(toys.batch('fog'))['inputs']
     torch.testing.assert_close(embeddings[2:],
                                fresh.embedder(fresh.backbone, fog))
+
+
+def test_gate_that_wants_copies_gets_them(monkeypatch, fresh, toys):
+    loader = [toys.batch('day', 'night'), toys.batch('fog')]
+    plain = embed_images(fresh, loader)
+    monkeypatch.setattr(type(fresh.gate), 'num_looks', 3)
+    looks = embed_images(fresh, loader)
+    assert looks.shape == (3, 3, 8)
+    assert torch.equal(looks[:, 0], plain)
+    images = [disturbed_image(i, 1) for b in loader for i in b['inputs']]
+    copies = fresh.data_preprocessor(dict(inputs=images))['inputs']
+    torch.testing.assert_close(looks[:, 2],
+                               fresh.embedder(fresh.backbone, copies))
 
 
 def test_images_are_seen_as_in_a_test_while_an_expert_trains(fresh, toys):
