@@ -10,6 +10,6 @@ model = dict(
         lora=dict(r=16, lora_alpha=32),
         train_norm=True,
         base_training='first_task'),
-    embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, ), scale=0.25),
+    embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, ), scale=0.5),
     gate=dict(type='PrototypeGate', metric='mahalanobis'),
     init_from='nearest')

@@ -9,6 +9,6 @@ model = dict(
         backbone=_base_.backbone,
         lora=dict(r=8, lora_alpha=16),
         train_norm=True),
-    embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, ), scale=0.25),
+    embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, ), scale=0.5),
     gate=dict(type='PrototypeGate', metric='mahalanobis'),
     init_from='nearest')

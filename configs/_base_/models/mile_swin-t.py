@@ -7,6 +7,6 @@ model = dict(
         type='LoRAExpertBackbone',
         backbone=_base_.backbone,
         lora=dict(r=8, lora_alpha=16)),
-    embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, ), scale=0.25),
+    embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, ), scale=0.5),
     gate=dict(type='PrototypeGate', metric='mahalanobis'),
     init_from='nearest')

@@ -10,6 +10,7 @@ from torch import Tensor
 from mmseg.registry import TASK_UTILS
 from ..backbones import LoRAExpertBackbone
 from .small_copies import small_copy
+from .spatial_statistics import deviation
 
 _STATISTICS = ('mean', 'std')
 # Shape legend: B images, C channels, H x W grid, D embedding
@@ -75,10 +76,11 @@ class FeatureStatisticsEmbedder:
         parts: List[Tensor] = []
         for stage in stages:
             features = outputs[stage].float().flatten(2)
+            mean = features.mean(2)
             if 'mean' in self.statistics:
-                parts.append(features.mean(2))
+                parts.append(mean)
             if 'std' in self.statistics:
-                parts.append(features.std(2, unbiased=False))
+                parts.append(deviation(features, mean))
         return torch.cat(parts, dim=1)
 
     def _outputs(self, backbone: LoRAExpertBackbone,

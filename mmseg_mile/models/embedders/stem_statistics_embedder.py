@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmseg.registry import TASK_UTILS
 from ..backbones import LoRAExpertBackbone
 from .small_copies import small_copy
+from .spatial_statistics import deviation
 
 # Shape legend: B images, C channels, H x W grid, L tokens, D embedding
 
@@ -68,8 +69,8 @@ class StemStatisticsEmbedder:
             layer = self._layer(backbone.backbone)
             for scale in self.scales:
                 features = self._features(layer, small_copy(images, scale))
-                parts.append(features.mean(2))
-                parts.append(features.std(2, unbiased=False))
+                mean = features.mean(2)
+                parts += [mean, deviation(features, mean)]
         return torch.cat(parts, dim=1)
 
     def _layer(self, base: nn.Module) -> nn.Module:
