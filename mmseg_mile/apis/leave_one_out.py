@@ -12,7 +12,7 @@ from mmseg_mile.engine.expert_leaks import find_leaks
 from mmseg_mile.engine.left_out_evaluator import LeftOutCell, evaluate_cells
 from mmseg_mile.engine.left_out_gates import (LeftOutMethod, fitted_gates,
                                               gate_options, left_out_methods,
-                                              oracle_method)
+                                              looks_wanted, oracle_method)
 from mmseg_mile.engine.provenance import commit, device, versions
 from mmseg_mile.evaluation.atomic_json import write_text
 from mmseg_mile.evaluation.leave_one_out import LeaveOneOut, LeftOutRun
@@ -149,7 +149,9 @@ def _score_target(opened: LeftOutExperts, task: Task, cells: Sequence[Wanted],
         LeftOutCell(removed, method, gate)
         for removed, methods in by_removal.items()
         for method, gate in fitted_gates(
-            methods, opened.embeddings([n for n in names if n not in removed]))
+            methods,
+            opened.embeddings([n for n in names
+                               if n not in removed], looks_wanted(methods)))
     ]
     loader = opened.val_loader(task)
     results = evaluate_cells(

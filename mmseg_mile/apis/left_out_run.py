@@ -110,14 +110,21 @@ class LeftOutExperts:
         self.model.eval()
         self._embeddings: Dict[str, Tensor] = {}
 
-    def embeddings(self, names: Sequence[str]) -> Dict[str, Tensor]:
-        """(N, D) of the training images of tasks, computed once."""
+    def embeddings(self, names: Sequence[str],
+                   num_looks: int) -> Dict[str, Tensor]:
+        """Embed the training images of tasks, each task once.
+
+        Args:
+            names (Sequence[str]): Of the tasks.
+            num_looks (int): See :func:`embed_images`; the same every time.
+        """
         for task in self.tasks:
             if task.name in names and task.name not in self._embeddings:
                 loader = self.loop.data.prototype_loader(
                     self._runner, task, self.loop.val_dataloader,
                     self.loop.max_prototype_images)
-                self._embeddings[task.name] = embed_images(self.model, loader)
+                self._embeddings[task.name] = embed_images(
+                    self.model, loader, num_looks)
         return {name: self._embeddings[name] for name in names}
 
     def val_loader(self, task: Task) -> Any:

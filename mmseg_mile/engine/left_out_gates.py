@@ -98,6 +98,12 @@ def oracle_method(target: str) -> LeftOutMethod:
     return LeftOutMethod(ways.ORACLE, dict(type='FixedGate', expert=target))
 
 
+def looks_wanted(methods: Sequence[LeftOutMethod]) -> int:
+    """How many looks at an image their gates learn from, at most."""
+    gates = [TASK_UTILS.build(copy.deepcopy(m.gate)) for m in methods]
+    return max(gate.num_looks for gate in gates)
+
+
 def fitted_gates(
         methods: Sequence[LeftOutMethod],
         embeddings: Mapping[str,
@@ -109,8 +115,9 @@ def fitted_gates(
 
     Args:
         methods (Sequence[LeftOutMethod]): Without the oracle.
-        embeddings (Mapping[str, Tensor]): (N, D) of the training images of
-            each task that is there, in the order they were learned in.
+        embeddings (Mapping[str, Tensor]): Of the training images of each
+            task that is there, in the order they were learned in; see
+            :meth:`BaseGate.fit`.
     """
     fitted: List[Tuple[LeftOutMethod, BaseGate]] = []
     for method in methods:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mmseg_mile.engine.left_out_gates import (fitted_gates, gate_options,
-                                              left_out_methods, oracle_method)
+                                              left_out_methods, looks_wanted,
+                                              oracle_method)
 from mmseg_mile.evaluation.left_out_methods import COMPARED, POLICIES
 from mmseg_mile.models import PrototypeGate, RandomGate, SemLAGate
 
@@ -122,3 +123,11 @@ def test_changes_come_before_the_gate_of_the_run():
 def test_wrong_option_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         gate_options(PrototypeGate(), change)
+
+
+@pytest.mark.parametrize('changes, looks',
+                         [({}, 1), (dict(metric='mahalanobis'), 2),
+                          (dict(metric='mahalanobis', drift_weight=0), 1)])
+def test_images_are_looked_at_as_often_as_the_gates_want(changes, looks):
+    methods = left_out_methods(gate_options(SemLAGate(), changes))
+    assert looks_wanted(list(methods.values())) == looks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, ContextManager, Iterable, List
+from typing import TYPE_CHECKING, ContextManager, Iterable, List, Optional
 
 import torch
 from mmengine.dist import all_gather_object
@@ -17,25 +17,30 @@ if TYPE_CHECKING:
     from .expert_segmentor import ExpertSegmentor
 
 
-def embed_images(model: 'ExpertSegmentor', loader: Iterable[dict]) -> Tensor:
+def embed_images(model: 'ExpertSegmentor',
+                 loader: Iterable[dict],
+                 num_looks: Optional[int] = None) -> Tensor:
     """Embed every image of a loader with the frozen base.
 
     However many processes share the images, the rows and their order are
     those of a single process, and so is all that a gate makes of them. The
-    random state stays as it was. Where the gate wants more looks than one,
+    random state stays as it was. Where more looks than one are wanted,
     disturbed copies are embedded as well.
 
     Args:
         model (ExpertSegmentor): Whose preprocessor, base, embedder and gate.
         loader (Iterable[dict]): Batches of test-pipeline images, those of
             this process only.
+        num_looks (int, optional): L, at each image, see
+            :meth:`BaseGate.fit`. Defaults to None: as the model's gate
+            wants.
 
     Returns:
-        Tensor: (N, D) on the CPU, or (N, L, D) for L looks, see
-        :meth:`BaseGate.fit`; the images of all processes.
+        Tensor: (N, D) on the CPU, or (N, L, D) for several looks; the images
+        of all processes.
     """
     with _random_state_kept():
-        parts = [_embed(model, batch) for batch in loader]
+        parts = [_embed(model, batch, num_looks) for batch in loader]
     # of a small dataset, the last processes have no image
     mine = torch.cat(parts) if parts else None
     shares: List[List[Tensor]] = [[] if share is None else list(share)
@@ -55,10 +60,11 @@ def check_embedder(model: 'ExpertSegmentor', loader: Iterable[dict]) -> None:
 
 
 @torch.no_grad()
-def _embed(model: 'ExpertSegmentor', batch: dict) -> Tensor:
-    looks = [
-        _look(model, each) for each in looks_at(batch, model.gate.num_looks)
-    ]
+def _embed(model: 'ExpertSegmentor',
+           batch: dict,
+           num_looks: Optional[int] = None) -> Tensor:
+    count = model.gate.num_looks if num_looks is None else num_looks
+    looks = [_look(model, each) for each in looks_at(batch, count)]
     return looks[0] if len(looks) == 1 else torch.stack(looks, 1)
 
 
