@@ -101,6 +101,7 @@ def test_statistics_are_those_of_the_gate_of_the_run():
         num_prototypes=2,
         unfamiliar_quantile=0.9,
         shrinkage=0.1,
+        drift_weight=0.25,
         flag='own')
     assert OPTIONS['top_k'] == 2 and OPTIONS['tau'] == 1.0
 

@@ -23,11 +23,11 @@ def test_number_within_bounds_passes(value, bounds):
     check_bounds('tau', value, *bounds)
 
 
-@pytest.mark.parametrize('value, bounds, allowed',
-                         [(0, (1, ), '>= 1'), (0, (0, math.inf, True), '> 0'),
-                          (math.inf, (0, ), '>= 0'), (math.nan, (0, 1), r'in \[0, 1]'),
-                          (0, (0, 1, True), r'in \(0, 1]'),
-                          (1.5, (0, 1, True), r'in \(0, 1]')])  # yapf: disable
+@pytest.mark.parametrize('value, bounds, allowed', [
+    (0, (1, ), '>= 1'), (0, (0, math.inf, True), '> 0'),
+    (math.inf, (0, ), '>= 0'), (math.nan, (0, 1), r'in \[0, 1]'),
+    (0, (0, 1, True), r'in \(0, 1]'), (1.5, (0, 1, True), r'in \(0, 1]')
+])  # yapf: disable
 def test_number_out_of_bounds_is_named(value, bounds, allowed):
     with pytest.raises(
             ValueError, match=rf'gate.tau must be {allowed}, got {value}'):
