@@ -22,7 +22,7 @@ LOGITS = torch.tensor([[[4.0, 1.0]], [[2.0, 3.0]]])
 
 def test_equal_predictions_pass():
     difference = compare([sample(LOGITS)], [sample(LOGITS)])
-    assert difference == Difference(logits=0.0, labels=0.0, num_labels=2)
+    assert difference == Difference(0.0, 0.0, num_labels=2, num_pixels=2)
     assert difference.passed
 
 
@@ -59,7 +59,15 @@ def test_missing_logits_are_refused():
 
 
 def test_other_difference_of_logits_can_be_allowed():
-    difference = Difference(logits=2e-4, labels=0.0, num_labels=2)
+    difference = Difference(2e-4, 0.0, num_labels=2, num_pixels=100)
     assert not difference.passed
     assert difference.within(3e-4)
-    assert not Difference(logits=2e-4, labels=0.5, num_labels=2).within(3e-4)
+
+
+@pytest.mark.parametrize('wrong, total, passed', [(1, 100, True),
+                                                  (2, 100, False),
+                                                  (9, 99999, True),
+                                                  (11, 99999, False)])
+def test_one_pixel_or_one_in_ten_thousand_may_lie_on_a_tie(
+        wrong, total, passed):
+    assert Difference(1e-6, wrong / total, 2, total).passed is passed
