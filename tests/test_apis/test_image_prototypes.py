@@ -11,6 +11,7 @@ from tiny_stream import tiny_task
 
 from mmseg_mile.apis.image_prototypes import (fit_prototypes,
                                               prediction_pipeline)
+from mmseg_mile.models.embedders.disturbed_images import disturbed_image
 
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
 
@@ -38,9 +39,10 @@ def test_statistics_are_those_of_the_gates_own_fit(cnn, images):
     rows = []
     for path in sorted(images.rglob('*.png')):
         image = torch.from_numpy(cv2.imread(str(path))).permute(2, 0, 1)
-        batch = model.data_preprocessor(dict(inputs=[image]))['inputs']
+        looks = [image, disturbed_image(image)]
+        batch = model.data_preprocessor(dict(inputs=looks))['inputs']
         rows.append(model.embedder(model.backbone, batch))
-    model.gate.fit('new', torch.cat(rows))
+    model.gate.fit('new', torch.stack(rows))
     wanted = model.gate.state('new')
     assert set(state) == set(wanted)
     for key, value in wanted.items():
