@@ -39,10 +39,10 @@ def test_statistics_are_those_of_the_gates_own_fit(cnn, images):
     rows = []
     for path in sorted(images.rglob('*.png')):
         image = torch.from_numpy(cv2.imread(str(path))).permute(2, 0, 1)
-        looks = [image, disturbed_image(image)]
-        batch = model.data_preprocessor(dict(inputs=looks))['inputs']
-        rows.append(model.embedder(model.backbone, batch))
-    model.gate.fit('new', torch.stack(rows))
+        for look in (image, disturbed_image(image)):
+            batch = model.data_preprocessor(dict(inputs=[look]))['inputs']
+            rows.append(model.embedder(model.backbone, batch))
+    model.gate.fit('new', torch.cat(rows).unflatten(0, (-1, 2)))
     wanted = model.gate.state('new')
     assert set(state) == set(wanted)
     for key, value in wanted.items():
