@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterable, List, Optional
 
 from rich.progress import track
 
+from mmseg_mile.experts.folder_lock import locked
 from mmseg_mile.experts.library_edits import AnyPath
 from .image_batches import count_images
 from .image_sources import VideoFile, check_images, list_sources
@@ -65,7 +66,8 @@ def infer_images(inferencer: MILEInferencer,
 
     Raises:
         ValueError: If an input is missing or no image, before anything is
-            predicted or deleted, or the folder is another run's.
+            predicted or deleted, the folder is another run's, or another
+            process writes it.
     """
     sources = [s for s in list_sources(inputs) if not _lies_in(s, Path(out))]
     if not sources:
@@ -73,7 +75,15 @@ def infer_images(inferencer: MILEInferencer,
                          'go: name another folder')
     if not skip_broken:
         check_images(sources)
-    folder = PredictionFolder(out, inferencer.settings, overwrite)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with locked(Path(out), wait=False):
+        folder = PredictionFolder(out, inferencer.settings, overwrite)
+        return _infer(inferencer, sources, folder, batch_size, skip_broken)
+
+
+def _infer(inferencer: MILEInferencer, sources: List[Any],
+           folder: PredictionFolder, batch_size: int,
+           skip_broken: bool) -> InferenceReport:
     pending = folder.pending(sources)
     report = InferenceReport()
     broken = report.broken if skip_broken else None

@@ -13,6 +13,7 @@ from tiny_inference import make_predicting_library
 from mmseg_mile.apis import MILEInferencer
 from mmseg_mile.apis.infer_images import infer_images
 from mmseg_mile.apis.video_files import VideoReader, VideoWriter
+from mmseg_mile.experts.folder_lock import locked
 
 
 @pytest.fixture(scope='module')
@@ -52,6 +53,17 @@ def test_label_maps_are_those_of_the_inferencer(inferencer, images, tmp_path):
         assert (labels != prediction.labels).mean() < 0.001
     overlays = (tmp_path / 'out' / 'overlays').rglob('*.jpg')
     assert len(list(overlays)) == 6
+
+
+def test_folder_that_another_process_writes_is_refused(inferencer, images,
+                                                       tmp_path):
+    out = tmp_path / 'out'
+    out.mkdir()
+    with locked(out):
+        with pytest.raises(ValueError, match='another process writes .*out'):
+            infer_images(inferencer, images, out)
+    assert not list(out.iterdir())
+    assert infer_images(inferencer, images, out).predicted == 6
 
 
 def test_stopped_run_goes_on_where_it_stopped(inferencer, images, tmp_path):
