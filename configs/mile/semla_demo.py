@@ -1,13 +1,16 @@
 """SemLA (arXiv 2503.21780) on the demo stream.
 
-Run:    python tools/train.py configs/mile/semla_demo.py --cfg-options train_cfg.experts_from=work_dirs/demo_paper
-Expect: not measured yet.
+Run:    python tools/train.py configs/mile/semla_demo.py --cfg-options train_cfg.experts_from=work_dirs/demo
+Expect: see configs/README.md.
 """
-_base_ = './demo_paper.py'
-# Takes the experts of demo_paper.py over, see train_cfg.experts_from. SemLA's
-# tau is for distances of CLIP; relative ones need no unit.
+_base_ = './demo.py'
+# Takes the experts of demo.py over, see train_cfg.experts_from: experts that
+# started from one another can be averaged, as SemLA's can. SemLA's tau is for
+# distances of CLIP; relative ones need no unit.
 model = dict(
+    embedder=dict(stages=(3, ), statistics=('mean', ), scale=1.0),
     gate=dict(
         _delete_=True, type='SemLAGate', top_k=5, tau=0.4, relative=True))
 train_cfg = dict(
-    method='SemLA', experts_from='{work_dir}/demo_paper/seed_{seed}')
+    method='SemLA over the experts of MILE',
+    experts_from='{work_dir}/demo/seed_{seed}')
