@@ -1,7 +1,7 @@
 """MILE as in its paper (arXiv 2605.03555) on the demo stream.
 
 Run:    python tools/train.py configs/mile/demo_paper.py
-Expect: not measured yet.
+Expect: see configs/README.md.
 """
 _base_ = './demo.py'
 # Nearest mean of the last stage at full resolution, experts from the base.

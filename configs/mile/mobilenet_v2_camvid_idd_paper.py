@@ -1,7 +1,7 @@
 """MILE as in its paper (arXiv 2605.03555), CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd_paper.py
-Expect: not measured yet.
+Expect: see configs/README.md.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Nearest mean of the last stage at full resolution, experts from the base.
