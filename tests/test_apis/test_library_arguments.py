@@ -25,9 +25,9 @@ def test_defaults_are_those_of_the_inferencer():
 
 def test_every_option_arrives():
     given = parse('--experts', 'day', 'night', '--unfamiliar', 'abstain',
-                  '--fusion', 'logits', '--vocabulary', 'traffic sign',
-                  'road', '--task', 'day', '--config', 'a.py',
-                  '--cfg-options', 'model.gate.top_k=3', '--device', 'cpu')
+                  '--fusion', 'logits', '--vocabulary', 'traffic sign', 'road',
+                  '--task', 'day', '--config', 'a.py', '--cfg-options',
+                  'model.gate.top_k=3', '--device', 'cpu')
     assert given == dict(
         expert=None,
         experts=['day', 'night'],

@@ -68,7 +68,7 @@ def test_option_without_an_effect_is_refused():
 def test_vocabulary_is_for_those_who_have_texts(options, vocabulary):
     cfg = Config(dict(model=dict(type='ExpertSegmentor')))
     with pytest.raises(
-            ValueError, match=r"vocabulary \['road'\] has no effec"):
+            ValueError, match=r"vocabulary \['road'\] has no effect"):
         change_config(cfg, options, None, None, None, vocabulary)
     cfg.model.type = 'OpenVocabularyExpertSegmentor'
     change_config(cfg, options, None, None, None, vocabulary)

@@ -24,5 +24,5 @@ def deviation(features: Tensor, mean: Tensor) -> Tensor:
         Tensor: (B, C).
     """
     offsets = features - mean[..., None]
-    return torch.linalg.vector_norm(offsets, dim=2) / math.sqrt(
-        features.shape[2])
+    return torch.linalg.vector_norm(
+        offsets, dim=2) / math.sqrt(features.shape[2])

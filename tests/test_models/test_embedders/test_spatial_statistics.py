@@ -10,8 +10,7 @@ from mmseg_mile.models.embedders.spatial_statistics import deviation
 def test_deviation_is_that_of_torch():
     features = torch.rand(2, 3, 500) * torch.tensor([1e-3, 1, 100])[:, None]
     torch.testing.assert_close(
-        deviation(features, features.mean(2)),
-        features.std(2, unbiased=False))
+        deviation(features, features.mean(2)), features.std(2, unbiased=False))
 
 
 def test_small_spread_about_a_large_mean_is_not_lost():
