@@ -85,6 +85,17 @@ HEAD = dict(
                 dict(type='DiceCost', weight=5.0, pred_act=True, eps=1.0)
             ])))
 
+# Experts of it; the gate weighs them as SemLA does.
+SEGMENTOR = dict(
+    type='OpenVocabularyExpertSegmentor',
+    backbone=dict(
+        type='LoRAExpertBackbone', backbone=SAN, lora=dict(r=2, lora_alpha=2)),
+    decode_head=HEAD,
+    auxiliary_head=None,
+    embedder=dict(
+        type='FeatureStatisticsEmbedder', stages=(0, ), statistics=('mean', )),
+    gate=dict(type='SemLAGate', relative=True, tau=1.0))
+
 
 def build_san(**changes: Any) -> SideAdapterCLIP:
     """Build the network in eval mode; the same weights every time."""

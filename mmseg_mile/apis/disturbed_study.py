@@ -12,6 +12,7 @@ from prettytable import PrettyTable, TableStyle
 from torch import Tensor
 
 from mmseg_mile.models import ExpertSegmentor, PrototypeGate
+from .gate_study import route_known
 from .held_out_study import embed_all
 
 # Shape legend: C channels, H x W grid
@@ -125,14 +126,9 @@ def disturbed_study(model: ExpertSegmentor, images: Mapping[str, Tuple[Any,
 
 
 def _cell(gate: PrototypeGate, tests: Mapping[str, Tensor]) -> str:
-    right = flagged = total = 0
-    for name, test in tests.items():
-        routing = gate.route(test, [None] * len(test))
-        chosen = routing.weights.argmax(1)
-        right += int((chosen == gate.expert_names.index(name)).sum())
-        flagged += int(routing.unfamiliar.sum())
-        total += len(test)
-    return f'{100 * right / total:.1f} / {100 * flagged / total:.0f}'
+    confusion, flagged = route_known(gate, tests)
+    right = confusion.trace() / confusion.sum()
+    return f'{100 * right:.1f} / {100 * flagged:.0f}'
 
 
 def _changed(loader: Iterable[dict],

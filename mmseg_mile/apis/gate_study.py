@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmseg_mile.models import ExpertSegmentor, PrototypeGate
 from mmseg_mile.models.embedders import FeatureStatisticsEmbedder
-from mmseg_mile.models.embedders.disturbed_images import looks_at
+from mmseg_mile.models.segmentors.embedding import embed_looks, prepared_looks
 
 # Shape legend: N images, D embedding
 STAGE_SETS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
@@ -57,7 +57,6 @@ class StageEmbeddings:
                 torch.zeros(1, 3, 128, 128, device=model.device))
         self._channels = [int(o.shape[1]) for o in outputs]
 
-    @torch.no_grad()
     def embed(self, loader: Iterable[dict], num_looks: int = 1) -> Tensor:
         """Embeddings over all stages and both statistics.
 
@@ -69,21 +68,12 @@ class StageEmbeddings:
         Returns:
             Tensor: (N, D), or (N, L, D) for several looks.
         """
-        parts = [
-            torch.stack(
-                [
-                    self._look(look)  #
-                    for look in looks_at(batch, num_looks)
-                ],
-                1) for batch in loader
-        ]
-        found = torch.cat(parts)
-        return found[:, 0] if num_looks == 1 else found
-
-    def _look(self, batch: dict) -> Tensor:
         model = self._model
-        images = model.data_preprocessor(batch, False)['inputs']
-        return self._embedder(model.backbone, images).cpu()
+        return torch.cat([
+            embed_looks(model, self._embedder,
+                        prepared_looks(model, batch, num_looks))
+            for batch in loader
+        ])
 
     def columns(self, stages: str, statistics: Sequence[str]) -> List[int]:
         """Columns of 'last', 'all', 'early' (two) or 'first' stages."""
@@ -159,15 +149,27 @@ def route_all(gate: PrototypeGate,
         tuple[np.ndarray, float]: (T, T) image counts, rows true domain,
         columns chosen; share of the test images flagged unfamiliar.
     """
-    names = list(domains)
-    for name in names:
-        gate.fit(name, domains[name].train)
-    confusion = np.zeros((len(names), len(names)), dtype=int)
+    for name, split in domains.items():
+        gate.fit(name, split.train)
+    return route_known(gate, {n: split.test for n, split in domains.items()})
+
+
+def route_known(gate: PrototypeGate,
+                images: Mapping[str, Tensor]) -> Tuple[np.ndarray, float]:
+    """Confusion of a gate that has learned every domain.
+
+    Args:
+        gate (PrototypeGate): Has learned the domains in this order.
+        images (Mapping[str, Tensor]): (N, D) of each domain.
+
+    Returns:
+        tuple[np.ndarray, float]: See :func:`route_all`.
+    """
+    confusion = np.zeros((len(images), len(images)), dtype=int)
     flagged = 0
-    for row, name in enumerate(names):
-        test = domains[name].test
+    for row, test in enumerate(images.values()):
         routing = gate.route(test, [None] * len(test))
         chosen = routing.weights.argmax(1).numpy()
-        confusion[row] = np.bincount(chosen, minlength=len(names))
+        confusion[row] = np.bincount(chosen, minlength=len(images))
         flagged += int(routing.unfamiliar.sum())
     return confusion, flagged / max(1, int(confusion.sum()))

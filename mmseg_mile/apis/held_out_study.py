@@ -15,7 +15,7 @@ from mmseg_mile.evaluation.unfamiliarity import FlagScores, flag_scores
 from mmseg_mile.models import ExpertSegmentor, PrototypeGate
 from mmseg_mile.models.embedders import (FeatureStatisticsEmbedder,
                                          StemStatisticsEmbedder)
-from mmseg_mile.models.embedders.disturbed_images import looks_at
+from mmseg_mile.models.segmentors.embedding import embed_looks, prepared_looks
 from .gate_study import Split, route_all
 
 # Shape legend: N images, D embedding
@@ -84,7 +84,6 @@ def embedders_of(model: ExpertSegmentor,
     return {name: found[name] for name in chosen or found}
 
 
-@torch.no_grad()
 def embed_all(model: ExpertSegmentor,
               embedders: Mapping[str, Any],
               loader: Iterable[dict],
@@ -103,14 +102,9 @@ def embed_all(model: ExpertSegmentor,
     """
     parts: Dict[str, List[Tensor]] = {name: [] for name in embedders}
     for batch in loader:
-        looks = [
-            model.data_preprocessor(look, False)['inputs']
-            for look in looks_at(batch, num_looks)
-        ]
+        looks = prepared_looks(model, batch, num_looks)
         for name, embedder in embedders.items():
-            found = [embedder(model.backbone, look).cpu() for look in looks]
-            parts[name].append(found[0] if num_looks ==
-                               1 else torch.stack(found, 1))
+            parts[name].append(embed_looks(model, embedder, looks))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import (Any, Dict, List, Mapping, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -108,7 +109,7 @@ class LeftOutExperts:
         self.tasks: List[Task] = self.loop.tasks
         self.loop.load(run.work_dir)
         self.model.eval()
-        self._embeddings: Dict[str, Tensor] = {}
+        self._embeddings: Dict[Tuple[str, int], Tensor] = {}
 
     def embeddings(self, names: Sequence[str],
                    num_looks: int) -> Dict[str, Tensor]:
@@ -116,16 +117,17 @@ class LeftOutExperts:
 
         Args:
             names (Sequence[str]): Of the tasks.
-            num_looks (int): See :func:`embed_images`; the same every time.
+            num_looks (int): See :func:`embed_images`.
         """
         for task in self.tasks:
-            if task.name in names and task.name not in self._embeddings:
+            key = task.name, num_looks
+            if task.name in names and key not in self._embeddings:
                 loader = self.loop.data.prototype_loader(
                     self._runner, task, self.loop.val_dataloader,
                     self.loop.max_prototype_images)
-                self._embeddings[task.name] = embed_images(
-                    self.model, loader, num_looks)
-        return {name: self._embeddings[name] for name in names}
+                self._embeddings[key] = embed_images(self.model, loader,
+                                                     num_looks)
+        return {name: self._embeddings[name, num_looks] for name in names}
 
     def val_loader(self, task: Task) -> Any:
         """Validation images of a task."""

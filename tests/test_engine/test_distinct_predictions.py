@@ -104,20 +104,13 @@ def test_experts_that_speak_in_any_classes_are_asked_for_the_targets():
 
 def open_vocabulary_model():
     """It has learned nothing yet."""
-    tiny_san.build_san()
+    network = tiny_san.build_san()
     model = MODELS.build(
         dict(
-            type='OpenVocabularyExpertSegmentor',
-            backbone=dict(
-                type='LoRAExpertBackbone',
-                backbone=tiny_san.SAN,
-                lora=dict(r=2, lora_alpha=2)),
-            decode_head=tiny_san.HEAD,
-            embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, )),
-            gate=dict(type='SemLAGate'),
+            copy.deepcopy(tiny_san.SEGMENTOR),
             data_preprocessor=dict(type='SegDataPreProcessor'),
             test_cfg=dict(mode='whole')))
-    model.backbone.load_base(tiny_san.build_san().state_dict(), '')
+    model.backbone.load_base(network.state_dict(), '')
     return model.eval()
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .small_copies import small_copy
+
 # Half-widths of log-uniform draws, and bounds of uniform ones.
 _GAIN = 0.3
 _CONTRAST = 0.2
@@ -72,9 +74,5 @@ def looks_at(batch: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
 
 def _softened(x: Tensor, scale: float) -> Tensor:
     """Less sharp: detail finer than ``1 / scale`` pixels is gone."""
-    size = list(x.shape[1:])
-    small = [min(side, max(_MIN_SIDE, round(side * scale))) for side in size]
-    if small == size:
-        return x
-    x = F.interpolate(x[None], size=small, mode='area')
-    return F.interpolate(x, size=size, mode='bilinear')[0]
+    small = small_copy(x[None], scale, _MIN_SIDE)
+    return F.interpolate(small, size=x.shape[1:], mode='bilinear')[0]

@@ -109,13 +109,11 @@ def drift_of(embeddings: Tensor) -> Tensor:
     Returns:
         Tensor: (D * (D + 1) / 2,) float32; empty without copies.
     """
-    if embeddings.dim() == 2:
+    if embeddings.dim() == 2 or embeddings.shape[1] == 1:
         return torch.zeros(0)
-    looks = embeddings
-    moves = (looks[:, 1:] - looks[:, :1]).flatten(0, 1)
-    if not len(moves):
-        return torch.zeros(0)
-    return pack(moves.T @ moves / (looks.shape[1] - 1)).float()
+    own, copies = embeddings[:, :1], embeddings[:, 1:]
+    moves = (copies - own).flatten(0, 1)
+    return pack(moves.T @ moves / copies.shape[1]).float()
 
 
 def pack(symmetric: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, ContextManager, Iterable, List, Optional
+from typing import (TYPE_CHECKING, Any, ContextManager, Iterable, List,
+                    Optional, Sequence)
 
 import torch
 from mmengine.dist import all_gather_object
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from mmseg_mile.structures.interleaving import interleave
 from ..embedders.disturbed_images import looks_at
-from ..gates.prototypes import own_embeddings
 
 if TYPE_CHECKING:
     from .expert_segmentor import ExpertSegmentor
@@ -39,8 +39,9 @@ def embed_images(model: 'ExpertSegmentor',
         Tensor: (N, D) on the CPU, or (N, L, D) for several looks; the images
         of all processes.
     """
+    count = model.gate.num_looks if num_looks is None else num_looks
     with _random_state_kept():
-        parts = [_embed(model, batch, num_looks) for batch in loader]
+        parts = [_embed(model, batch, count) for batch in loader]
     # of a small dataset, the last processes have no image
     mine = torch.cat(parts) if parts else None
     shares: List[List[Tensor]] = [[] if share is None else list(share)
@@ -56,21 +57,47 @@ def check_embedder(model: 'ExpertSegmentor', loader: Iterable[dict]) -> None:
     """
     with _random_state_kept():
         for batch in islice(loader, 1):
-            model.gate.check_embeddings(own_embeddings(_embed(model, batch)))
+            model.gate.check_embeddings(_embed(model, batch, 1))
+
+
+def prepared_looks(model: 'ExpertSegmentor', batch: dict,
+                   count: int) -> List[Tensor]:
+    """Images of a batch, then disturbed copies of them, as the base sees them.
+
+    Args:
+        model (ExpertSegmentor): Whose preprocessor.
+        batch (dict): B images.
+        count (int): L, looks at each image.
+
+    Returns:
+        list[Tensor]: L of (B, C, H, W).
+    """
+    return [
+        model.data_preprocessor(look, False)['inputs']
+        for look in looks_at(batch, count)
+    ]
 
 
 @torch.no_grad()
-def _embed(model: 'ExpertSegmentor',
-           batch: dict,
-           num_looks: Optional[int] = None) -> Tensor:
-    count = model.gate.num_looks if num_looks is None else num_looks
-    looks = [_look(model, each) for each in looks_at(batch, count)]
-    return looks[0] if len(looks) == 1 else torch.stack(looks, 1)
+def embed_looks(model: 'ExpertSegmentor', embedder: Any,
+                looks: Sequence[Tensor]) -> Tensor:
+    """Embed what :func:`prepared_looks` gave.
+
+    Args:
+        model (ExpertSegmentor): Whose frozen base.
+        embedder (Any): The model's, or another one.
+        looks (Sequence[Tensor]): L of (B, C, H, W).
+
+    Returns:
+        Tensor: (B, D) on the CPU, or (B, L, D) for several looks.
+    """
+    found = [embedder(model.backbone, images).cpu() for images in looks]
+    return found[0] if len(found) == 1 else torch.stack(found, 1)
 
 
-def _look(model: 'ExpertSegmentor', batch: dict) -> Tensor:
-    images = model.data_preprocessor(batch, False)['inputs']
-    return model.embedder(model.backbone, images).cpu()
+def _embed(model: 'ExpertSegmentor', batch: dict, num_looks: int) -> Tensor:
+    return embed_looks(model, model.embedder,
+                       prepared_looks(model, batch, num_looks))
 
 
 def _random_state_kept() -> ContextManager[None]:

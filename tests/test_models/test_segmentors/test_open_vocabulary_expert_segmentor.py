@@ -15,17 +15,7 @@ from mmseg_mile.models.gates import NoExpertGate
 
 STREAM = ('day', 'night', 'fog')
 VOCABULARY = ('lamp', 'road', 'unicorn', 'sky')
-MODEL = dict(
-    type='OpenVocabularyExpertSegmentor',
-    backbone=dict(
-        type='LoRAExpertBackbone',
-        backbone=tiny_san.SAN,
-        lora=dict(r=2, lora_alpha=2)),
-    decode_head=tiny_san.HEAD,
-    auxiliary_head=None,
-    embedder=dict(
-        type='FeatureStatisticsEmbedder', stages=(0, ), statistics=('mean', )),
-    gate=dict(type='SemLAGate', relative=True, tau=1.0))
+MODEL = tiny_san.SEGMENTOR
 
 
 def build(toys, **changes):
