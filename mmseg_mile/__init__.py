@@ -4,10 +4,11 @@
 Importing the package registers its components with ``mmseg.registry``;
 configs do so by ``custom_imports = dict(imports=['mmseg_mile'])``.
 """
-from . import baselines, datasets, engine, models, reports, visualization
+from . import (adapters, datasets, engine, gates, methods, reports,
+               visualization)
 from .version import __version__
 
 __all__ = [
-    '__version__', 'baselines', 'datasets', 'engine', 'models', 'reports',
-    'visualization'
+    '__version__', 'adapters', 'datasets', 'engine', 'gates', 'methods',
+    'reports', 'visualization'
 ]

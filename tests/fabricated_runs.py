@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmseg_mile.evaluation import StreamResults, write_json
+from mmseg_mile.evaluation.results import StreamResults
+from mmseg_mile.files import write_json
 
 TASKS = ('day', 'night')
 

@@ -13,8 +13,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 from mmseg.registry import DATASETS, HOOKS, MODELS, PARAM_SCHEDULERS
-from mmseg_mile.engine.loops.stream_checks import check_schedule
-from mmseg_mile.models import ContinualSegmentor, ExpertSegmentor
+from mmseg_mile.engine.incremental_task_loop import check_schedule
+from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Task
 
 ROOT = Path(__file__).resolve().parents[1] / 'configs'

@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from tiny_library import CLASSES, PALETTE, disturb, model_config
 
 from mmseg.registry import DATASETS, MODELS
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Task
 
 DOMAINS = ('day', 'night')

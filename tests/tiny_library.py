@@ -13,8 +13,8 @@ from tiny_stream import TINY_MODEL
 from torch import Tensor, nn
 
 from mmseg.registry import MODELS
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Task
 
 CLASSES = ('sky', 'road', 'car')

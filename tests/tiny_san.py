@@ -11,7 +11,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 
 from mmseg.registry import MODELS
-from mmseg_mile.models import SideAdapterCLIP
+from mmseg_mile.methods.semla.side_adapter_clip import SideAdapterCLIP
 
 QUERIES, WIDTH, TEXT = 6, 32, 16
 IMAGE_ENCODER = dict(

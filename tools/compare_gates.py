@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 from mmseg_mile.apis.disturbed_study import disturbed_study
 from mmseg_mile.apis.gate_study import routing_study
 from mmseg_mile.apis.held_out_study import embedders_of, held_out_study
-from mmseg_mile.experts.library_edits import open_library
+from mmseg_mile.library.edits import open_library
 
 Images = Dict[str, Tuple[Any, Any]]
 

@@ -17,8 +17,8 @@ from prettytable import PrettyTable
 
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile import apis
-from mmseg_mile.apis.import_source import ImportSource
-from mmseg_mile.models.lora.joined_adapters import total_residual
+from mmseg_mile.adapters.adapter import total_residual
+from mmseg_mile.apis.expert_import import ImportSource
 
 ARGUMENTS: Dict[str, Dict[str, Any]] = {
     'library':

@@ -15,8 +15,8 @@ from pathlib import Path
 from prettytable import PrettyTable
 
 import mmseg_mile  # noqa: F401  registers the components
-from mmseg_mile.apis import MILEInferencer
-from mmseg_mile.apis.infer_images import InferenceReport, infer_images
+from mmseg_mile.apis.inferencer import (InferenceReport, MILEInferencer,
+                                        infer_images)
 from mmseg_mile.apis.library_arguments import (add_library_arguments,
                                                library_arguments)
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 import mmseg_mile  # noqa: F401  registers the components
-from mmseg_mile.apis import MILEInferencer
+from mmseg_mile.apis.inferencer import MILEInferencer
 from mmseg_mile.apis.library_arguments import (add_library_arguments,
                                                library_arguments)
 from mmseg_mile.serving import PageServer

@@ -11,10 +11,11 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from prettytable import PrettyTable
 
-from mmseg_mile.engine import IncrementalTaskLoop
+from mmseg_mile.engine.incremental_task_loop import IncrementalTaskLoop
 from mmseg_mile.engine.task_evaluator import evaluate_task
-from mmseg_mile.evaluation import write_json
-from mmseg_mile.models import ExpertSegmentor, OracleGate
+from mmseg_mile.files import write_json
+from mmseg_mile.gates.simple_gates import OracleGate
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
 
 def parse_args() -> argparse.Namespace:

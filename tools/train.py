@@ -10,7 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from mmseg_mile.apis.pretrained import set_pretrained
+from mmseg_mile.apis.library_model import set_pretrained
 from mmseg_mile.engine.process_group import use_cpu_group
 
 

@@ -11,7 +11,8 @@ import torch
 from prettytable import PrettyTable, TableStyle
 from torch import Tensor
 
-from mmseg_mile.models import ExpertSegmentor, PrototypeGate
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from .gate_study import route_known
 from .held_out_study import embed_all
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS, TRANSFORMS
-from mmseg_mile.models import ExpertSegmentor
-from mmseg_mile.models.segmentors.expert_heads import heaviest
+from mmseg_mile.methods.mile.expert_heads import heaviest
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
 #: The name of an expert, or weights of several.
 Experts = Union[str, Mapping[str, float]]

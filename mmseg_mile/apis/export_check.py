@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from mmseg.models import EncoderDecoder
 from mmseg.structures import SegDataSample
-from mmseg_mile.experts.library_edits import AnyPath
-from mmseg_mile.models import BaseGate, ExpertSegmentor
-from mmseg_mile.models.lora import probe_images
+from mmseg_mile.adapters.targets import probe_images
+from mmseg_mile.gates.base_gate import BaseGate
+from mmseg_mile.library.edits import AnyPath
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Routing
 
 # Shape legend: B images, C classes, K channels, H x W

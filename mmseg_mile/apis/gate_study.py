@@ -10,9 +10,11 @@ import torch
 from prettytable import PrettyTable, TableStyle
 from torch import Tensor
 
-from mmseg_mile.models import ExpertSegmentor, PrototypeGate
-from mmseg_mile.models.embedders import FeatureStatisticsEmbedder
-from mmseg_mile.models.segmentors.embedding import embed_looks, prepared_looks
+from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
+                                                      embed_looks,
+                                                      prepared_looks)
 
 # Shape legend: N images, D embedding
 STAGE_SETS: Dict[str, Tuple[str, Tuple[str, ...]]] = {

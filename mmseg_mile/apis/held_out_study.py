@@ -11,11 +11,13 @@ import torch
 from prettytable import PrettyTable, TableStyle
 from torch import Tensor
 
-from mmseg_mile.evaluation.unfamiliarity import FlagScores, flag_scores
-from mmseg_mile.models import ExpertSegmentor, PrototypeGate
-from mmseg_mile.models.embedders import (FeatureStatisticsEmbedder,
-                                         StemStatisticsEmbedder)
-from mmseg_mile.models.segmentors.embedding import embed_looks, prepared_looks
+from mmseg_mile.evaluation.ood_scores import FlagScores, flag_scores
+from mmseg_mile.gates.embedders import (FeatureStatisticsEmbedder,
+                                        StemStatisticsEmbedder)
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
+                                                      embed_looks,
+                                                      prepared_looks)
 from .gate_study import Split, route_all
 
 # Shape legend: N images, D embedding

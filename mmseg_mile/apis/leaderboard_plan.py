@@ -10,9 +10,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from mmengine.config import Config, DictAction
 
 from mmseg.registry import MODELS
-from mmseg_mile.engine.run_settings import changes, refuse, settings_of
-from mmseg_mile.evaluation import StreamResults, read_json
-from .pretrained import set_pretrained
+from mmseg_mile.engine.work_dir import changes, refuse, settings_of
+from mmseg_mile.evaluation.results import StreamResults
+from mmseg_mile.files import read_json
+from .library_model import set_pretrained
 
 _OWN_OPTIONS = ('work_dir', 'resume', 'randomness.seed',
                 'train_cfg.experts_from')

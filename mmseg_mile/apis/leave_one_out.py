@@ -13,15 +13,15 @@ from mmseg_mile.engine.left_out_evaluator import LeftOutCell, evaluate_cells
 from mmseg_mile.engine.left_out_gates import (LeftOutMethod, fitted_gates,
                                               gate_options, left_out_methods,
                                               looks_wanted, oracle_method)
-from mmseg_mile.engine.provenance import commit, device, versions
-from mmseg_mile.evaluation.atomic_json import write_text
+from mmseg_mile.engine.work_dir import commit, device, versions
 from mmseg_mile.evaluation.leave_one_out import LeaveOneOut, LeftOutRun
 from mmseg_mile.evaluation.leave_one_out_tables import csv_lines, markdown
 from mmseg_mile.evaluation.left_out_methods import ORACLE, removals
 from mmseg_mile.evaluation.left_out_score import (LeftOutImage,
                                                   write_left_out_images)
-from mmseg_mile.experts.library_edits import AnyPath
-from mmseg_mile.models import FixedGate
+from mmseg_mile.files import write_text
+from mmseg_mile.gates.simple_gates import FixedGate
+from mmseg_mile.library.edits import AnyPath
 from mmseg_mile.structures import Task, families
 from mmseg_mile.visualization import save_figure
 from mmseg_mile.visualization.leave_one_out_chart import leave_one_out_chart

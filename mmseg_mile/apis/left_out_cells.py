@@ -9,9 +9,9 @@ from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Tuple
 
 from mmseg_mile.engine.left_out_evaluator import LeftOutResult
 from mmseg_mile.engine.left_out_gates import LeftOutMethod
-from mmseg_mile.evaluation import read_json, write_json
 from mmseg_mile.evaluation.left_out_methods import SCOPES, methods_of, removals
 from mmseg_mile.evaluation.left_out_score import LeftOutImage, LeftOutScore
+from mmseg_mile.files import read_json, write_json
 
 CellName = Tuple[Tuple[str, ...], str]
 

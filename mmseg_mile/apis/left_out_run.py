@@ -11,17 +11,17 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmseg_mile.engine import IncrementalTaskLoop
 from mmseg_mile.engine.expert_leaks import Parents, parents_of
-from mmseg_mile.engine.image_log import ImageLog
-from mmseg_mile.engine.provenance import commit
-from mmseg_mile.evaluation import StreamResults
-from mmseg_mile.experts import StoredExpert
-from mmseg_mile.experts.library_edits import AnyPath, open_library
-from mmseg_mile.models import ExpertSegmentor
-from mmseg_mile.models.segmentors.embedding import embed_images
+from mmseg_mile.engine.incremental_task_loop import IncrementalTaskLoop
+from mmseg_mile.engine.task_evaluator import ImageLog
+from mmseg_mile.engine.work_dir import commit
+from mmseg_mile.evaluation.results import StreamResults
+from mmseg_mile.library.edits import AnyPath, open_library
+from mmseg_mile.library.expert_store import StoredExpert
+from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
+                                                      embed_images)
 from mmseg_mile.structures import Task
-from .library_config import import_custom_modules, library_config
+from .library_model import import_custom_modules, library_config
 
 # What of a model's config has no part in predictions that are told their
 # mixture.

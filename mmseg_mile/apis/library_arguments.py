@@ -7,7 +7,7 @@ from typing import Any, Dict
 
 from mmengine.config import DictAction
 
-from mmseg_mile.models.gates.unfamiliar_policy import POLICIES
+from mmseg_mile.gates.base_gate import POLICIES
 
 
 def add_library_arguments(parser: argparse.ArgumentParser) -> None:

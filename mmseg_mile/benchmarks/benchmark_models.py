@@ -22,7 +22,7 @@ import mmseg.models  # noqa: F401  registers the stock components
 from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg_mile.apis.export import STOCK_HEADS
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from .settings import Settings
 
 _CALIBRATION_PASSES = 2

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mmseg.models import EncoderDecoder
 from mmseg.structures import SegDataSample
 from mmseg_mile.apis import export_expert
-from mmseg_mile.models import ContinualSegmentor, ExpertSegmentor
+from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Expert
 from .benchmark_models import build_stock, stock_model_config
 from .domain_images import blank_samples

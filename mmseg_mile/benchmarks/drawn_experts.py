@@ -11,9 +11,9 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from mmseg.registry import TASK_UTILS
-from mmseg_mile.models import ExpertSegmentor
-from mmseg_mile.models.lora import lora_scaling
-from mmseg_mile.models.segmentors.embedding import embed_images
+from mmseg_mile.adapters.targets import lora_scaling
+from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
+                                                      embed_images)
 from mmseg_mile.structures import Expert, Routing, Task
 from .benchmark_models import calibrate_norms, preprocess, quiet
 from .domain_images import domain_images, training_images

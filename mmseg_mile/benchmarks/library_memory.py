@@ -10,7 +10,7 @@ from typing import Any, Dict
 
 import torch
 
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.library.expert_store import ExpertStore
 from .benchmark_models import build_expert_segmentor, load_model_config, quiet
 from .domain_images import blank_samples
 from .own_process import figures_of, print_figures, settled_bytes

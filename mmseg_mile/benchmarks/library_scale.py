@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Sequence
 
 import torch
 
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from .benchmark_models import build_expert_segmentor
 from .contenders import Ours, Subject
 from .domain_images import blank_samples

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmseg.models import EncoderDecoder
 from mmseg.structures import SegDataSample
-from mmseg_mile.models.lora import TensorSlots
-from mmseg_mile.models.lora.merging import mix_norm
+from mmseg_mile.adapters.adapter import mix_norm
+from mmseg_mile.adapters.adapter_library import TensorSlots
 from .contenders import Contender
 from .domain_images import blank_samples
 from .fusion_contenders import Fusing

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from prettytable import PrettyTable, TableStyle
 
-from mmseg_mile.evaluation.atomic_json import write_json
+from mmseg_mile.files import write_json
 from .ratio_plot import Bar, draw_ratios
 from .settings import Settings
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, Optional
 
 import torch
 
-from mmseg_mile.engine.provenance import commit, versions
+from mmseg_mile.engine.work_dir import commit, versions
 
 DTYPES = ('fp32', 'bf16')
 MODES = ('whole', 'slide')

@@ -19,7 +19,7 @@ from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_mile.apis import export_expert
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Expert, Task
 from .benchmark_models import (build_expert_segmentor, build_stock, preprocess,
                                quiet, stock_model_config)

@@ -10,9 +10,9 @@ import torch
 from mmengine.config import ConfigDict
 from torch import Tensor
 
-from mmseg_mile.engine.provenance import provenance
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.engine.work_dir import provenance
+from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Task
 from .benchmark_models import (build_expert_segmentor, load_model_config,
                                preprocess, quiet)

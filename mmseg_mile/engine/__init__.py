@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The incremental loop and what it is made of."""
+"""Loops and hooks that learn a stream of tasks."""
 from .hooks import FiniteLossHook, StreamProgressHook, StreamScalarsHook
-from .loops import IncrementalTaskLoop
-from .optim_wrappers import Bfloat16OptimWrapper
+from .incremental_task_loop import IncrementalTaskLoop
+from .task_training import Bfloat16OptimWrapper
 
 __all__ = [
     'Bfloat16OptimWrapper', 'FiniteLossHook', 'IncrementalTaskLoop',

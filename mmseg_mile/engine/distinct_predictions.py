@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_mile.evaluation import DomainIoU
-from mmseg_mile.models import (BaseGate, ExpertSegmentor,
-                               OpenVocabularyExpertSegmentor)
-from mmseg_mile.models.segmentors.expert_heads import ExpertHeads, heaviest
+from mmseg_mile.gates.base_gate import BaseGate
+from mmseg_mile.methods.mile.expert_heads import ExpertHeads, heaviest
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg_mile.methods.semla.open_vocabulary import \
+    OpenVocabularyExpertSegmentor
 from mmseg_mile.structures import Routing, Task
 
 # Weights that agree in as many digits give one prediction.

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mmseg_mile.evaluation import DomainIoU
 from mmseg_mile.evaluation.left_out_score import LeftOutImage, LeftOutScore
-from mmseg_mile.models import BaseGate, ExpertSegmentor
-from mmseg_mile.models.gates.unfamiliar_policy import handle_unfamiliar
+from mmseg_mile.gates.base_gate import BaseGate, handle_unfamiliar
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Routing, Task
 from .distinct_predictions import Ways, predict_ways, way_of
-from .image_log import ImageLog
 from .left_out_gates import LeftOutMethod
+from .task_evaluator import ImageLog
 
 
 class LeftOutCell(NamedTuple):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.evaluation import left_out_methods as ways
-from mmseg_mile.models import BaseGate, PrototypeGate, SemLAGate
-from mmseg_mile.models.gates.inverse_distance import RELATIVE_TAU, TOP_K
+from mmseg_mile.gates.base_gate import RELATIVE_TAU, TOP_K, BaseGate
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.methods.semla.semla_gate import SemLAGate
 
 _STATISTICS = ('metric', 'num_prototypes', 'unfamiliar_quantile', 'shrinkage',
                'drift_weight', 'flag')

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from .atomic_json import PathLike, read_json
-from .stream_results import StreamResults
+from mmseg_mile.files import PathLike, read_json
+from .results import StreamResults
 
 RESULTS, SETTINGS = 'results.json', 'settings.json'
 # Of tasks that are learned at the same time, each in a work dir of its own.

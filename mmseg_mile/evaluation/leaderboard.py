@@ -13,8 +13,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .atomic_json import PathLike
-from .comparison_scores import Spread, spread
+from mmseg_mile.files import PathLike
+from .continual_scores import Spread, spread
 from .finished_runs import FinishedRun, LeftOut, read_runs
 from .run_differences import (budget_notes, evaluation_settings,
                               provenance_notes, show_difference,

@@ -10,8 +10,8 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from prettytable import PrettyTable, TableStyle
 
-from .atomic_json import PathLike, write_text
-from .comparison_scores import Spread
+from mmseg_mile.files import PathLike, write_text
+from .continual_scores import Spread
 from .leaderboard import Leaderboard, Standing, StreamBoard
 from .score_columns import (COLUMNS, COSTS, MORE_SCORES, SCORES, Column, cell,
                             number)

@@ -14,11 +14,11 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
-from .atomic_json import PathLike, read_json, write_json
-from .comparison_scores import Spread, spread
+from mmseg_mile.files import PathLike, read_json, write_json
+from .continual_scores import Spread, spread
 from .left_out_methods import ORACLE, SCOPES, removals
 from .left_out_score import LeftOutScore
-from .results_schema import check_keys, check_tasks, check_type, write_numbers
+from .results import check_keys, check_tasks, check_type, write_numbers
 
 LEFT_OUT_SCHEMA = 1
 KEYS = ('schema', 'stream', 'method', 'tasks', 'families', 'gate', 'runs')

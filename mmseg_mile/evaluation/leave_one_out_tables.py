@@ -9,7 +9,7 @@ from typing import List, Sequence, Tuple
 
 from prettytable import PrettyTable, TableStyle
 
-from .comparison_scores import Spread, spread
+from .continual_scores import Spread, spread
 from .leave_one_out import Leak, LeaveOneOut, scopes_of
 from .left_out_methods import (COMPARED, NEAREST, ORACLE, POLICIES, methods_of,
                                tau_of, title_of)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from .atomic_json import PathLike, write_text
-from .results_schema import (check_keys, check_range, check_type, read_number,
-                             write_numbers)
+from mmseg_mile.files import PathLike, write_text
+from .results import (check_keys, check_range, check_type, read_number,
+                      write_numbers)
 from .routing_log import RoutedImage
 
 SCORE_KEYS = ('target', 'removed', 'method', 'images', 'answered', 'flagged',

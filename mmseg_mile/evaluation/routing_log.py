@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
-from .atomic_json import PathLike, write_text
-from .results_schema import check_keys
+from mmseg_mile.files import PathLike, write_text
+from .results import check_keys
 
 # Digits that distances and weights keep.
 _DIGITS = 6

@@ -11,9 +11,8 @@ from typing import Dict, NamedTuple, Optional
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .comparison_scores import Spread, delta_m, growth_per_task
-from .continual_scores import average_miou
-from .stream_results import StreamResults
+from .continual_scores import Spread, average_miou, delta_m, growth_per_task
+from .results import StreamResults
 
 
 class Column(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from prettytable import PrettyTable
 
 from . import continual_scores as formulas
-from .stream_results import StreamResults
+from .results import StreamResults
 
 WIDTH = 100
 MAX_TASK_COLUMNS = 8
@@ -271,3 +271,25 @@ def _short(name: str) -> str:
 
 #: What is printed at the end of a run.
 CLOSING_TABLES = (score_table, confusion_table, cost_table, summary_table)
+
+
+def cross_expert_table(tasks: Sequence[str], matrix: np.ndarray) -> str:
+    """mIoU with one expert forced on all images of a task.
+
+    Args:
+        tasks (Sequence[str]): T names.
+        matrix (np.ndarray): (T, T) per cent, rows tasks, columns experts.
+
+    Returns:
+        str: A table; the diagonal holds the oracle's scores.
+    """
+    experts = [f'expert {task}' for task in tasks]
+    table = PrettyTable(['mIoU of task', *experts, 'drop'])
+    table.align = 'r'
+    table.align['mIoU of task'] = 'l'
+    for index, task in enumerate(tasks):
+        others = np.delete(matrix[index], index)
+        drop = matrix[index, index] - np.nanmean(others)
+        cells = [f'{value:.1f}' for value in (*matrix[index], drop)]
+        table.add_row([task, *cells])
+    return f'Experts forced on other tasks\n{table}'

@@ -9,7 +9,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 from markupsafe import Markup
 from PIL import Image
 
-from mmseg_mile.evaluation.atomic_json import PathLike
+from mmseg_mile.files import PathLike
 from mmseg_mile.visualization.class_colours import UNLABELLED, hex_colour
 from mmseg_mile.visualization.picture_store import Entry, PictureStore
 from .page import data_uri, number, render_template

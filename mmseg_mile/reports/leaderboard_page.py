@@ -8,10 +8,10 @@ from typing import List
 
 from markupsafe import Markup
 
-from mmseg_mile.evaluation.atomic_json import PathLike
 from mmseg_mile.evaluation.leaderboard import Leaderboard, StreamBoard
 from mmseg_mile.evaluation.leaderboard_tables import (INTRODUCTION, TextTable,
                                                       tables_of, write_tables)
+from mmseg_mile.files import PathLike
 from mmseg_mile.visualization.figure_file import save_figure
 from mmseg_mile.visualization.leaderboard_chart import leaderboard_chart
 from .page import Page, bullets, figure, folded, paragraph, table

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mmseg_mile.evaluation.atomic_json import PathLike, write_text
+from mmseg_mile.files import PathLike, write_text
 from mmseg_mile.visualization.figure_file import DPI
 
 MISSING = '\u2013'

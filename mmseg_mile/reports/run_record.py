@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from mmseg_mile.evaluation import (RoutedImage, StreamResults,
-                                   read_routing_log, routing_log_path)
-from mmseg_mile.evaluation.atomic_json import PathLike
+from mmseg_mile.evaluation.results import StreamResults
+from mmseg_mile.evaluation.routing_log import (RoutedImage, read_routing_log,
+                                               routing_log_path)
+from mmseg_mile.files import PathLike
 from mmseg_mile.visualization.picture_store import PictureStore
 
 

@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple, Optional
 
 from markupsafe import Markup
 
-from mmseg_mile.evaluation.atomic_json import PathLike
+from mmseg_mile.files import PathLike
 from . import routing_sections as routing
 from . import score_sections as scored
 from . import summary_section as summed

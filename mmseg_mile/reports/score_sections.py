@@ -7,7 +7,7 @@ from typing import List, Optional
 import numpy as np
 from markupsafe import Markup
 
-from mmseg_mile.evaluation.stream_results import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.visualization.class_iou import figure_class_iou
 from mmseg_mile.visualization.score_matrix import figure_score_matrix
 from mmseg_mile.visualization.stream_curves import figure_stream_curves

@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmseg.registry import HOOKS
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from .run_report import write_report
 
 

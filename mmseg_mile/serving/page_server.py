@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
-from mmseg_mile.apis.image_sources import ImageContent
-from mmseg_mile.apis.mile_inferencer import MILEInferencer
+from mmseg_mile.apis.images import ImageContent
+from mmseg_mile.apis.inferencer import MILEInferencer
 from .result_view import TEMPLATES, ResultView, render
 
 LOOPBACK = ('127.0.0.1', 'localhost', '::1')

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from mmseg_mile.apis.prediction import Prediction
+from mmseg_mile.apis.predictions import Prediction
 from mmseg_mile.reports.page import data_uri
 from mmseg_mile.visualization.class_colours import (UNLABELLED, Colour,
                                                     hex_colour, paint_labels)

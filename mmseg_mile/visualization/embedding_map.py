@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.routing_log import RoutedImage
-from mmseg_mile.evaluation.stream_results import StreamResults
 from .figure_file import PathLike, new_figure, save_figure
 from .heat_map import add_title
 from .landmark_map import LandmarkMap, landmark_map

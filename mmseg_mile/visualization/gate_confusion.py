@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from mmseg_mile.evaluation.stream_results import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from .figure_file import PathLike, save_figure
 from .heat_map import (add_title, draw_colour_bar, draw_heat_map,
                        heat_map_figure, label_axes)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from mmseg_mile.evaluation import read_json, write_json
+from mmseg_mile.files import read_json, write_json
 from .class_colours import (UNLABELLED, Colour, LabelSpace,
                             choose_class_colours, hex_colour)
 from .figure_file import PathLike

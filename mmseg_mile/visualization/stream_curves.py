@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmseg_mile.evaluation.stream_results import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from .figure_file import PathLike, new_figure, save_figure
 from .heat_map import add_title, label_axes
 from .task_styles import (LABEL_SIZE, MAX_STYLED, name_inches, short_name,

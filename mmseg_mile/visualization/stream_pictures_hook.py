@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.routing_log import (read_routing_log,
                                                routing_log_path)
 from mmseg_mile.structures import Task

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from tiny_library import TinyLibrary, make_library
 from torch import Tensor
 
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.library.expert_store import ExpertStore
 
 
 @pytest.fixture(scope='session')

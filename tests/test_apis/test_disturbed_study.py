@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from mmseg_mile.apis.disturbed_study import (DISTURBANCES, compressed,
                                              disturbed_study, noisy, scaled,
                                              softened)
-from mmseg_mile.models.embedders import FeatureStatisticsEmbedder
+from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
 
 GREY = torch.full((3, 32, 48), 100, dtype=torch.uint8)
 

@@ -15,7 +15,7 @@ from mmseg.models.decode_heads import SegformerHead
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_mile.apis import export_expert, stock_config
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Task
 
 TASK = Task('fog', ('sky', 'road', 'car'),

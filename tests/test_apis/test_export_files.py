@@ -13,7 +13,7 @@ from tiny_stream import tiny_task
 
 from mmseg.apis import inference_model, init_model
 from mmseg_mile.apis import export_files
-from mmseg_mile.apis.export_source import ExportSource
+from mmseg_mile.apis.export_files import ExportSource
 
 MIXTURE = {'day': 0.5, 'night': 0.3, 'fog': 0.2}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_library import PALETTE
 
+from mmseg_mile.adapters.adapter import lora_delta
 from mmseg_mile.apis import export_expert
 from mmseg_mile.apis.export import as_mixture
-from mmseg_mile.models.lora import lora_delta
 
 MIXTURE = {'day': 0.5, 'night': 0.3, 'fog': 0.2}
 

@@ -11,8 +11,9 @@ import torch
 from mmengine.config import Config
 from tiny_stream import tiny_task
 
-from mmseg_mile.apis import export_expert, merge_experts, rename_expert
-from mmseg_mile.apis.export_source import ExportSource
+from mmseg_mile.apis.export import export_expert
+from mmseg_mile.apis.export_files import ExportSource
+from mmseg_mile.library.edits import merge_experts, rename_expert
 
 
 @pytest.fixture

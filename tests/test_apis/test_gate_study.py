@@ -12,7 +12,7 @@ from tiny_stream import TINY_MODEL
 
 from mmseg.registry import MODELS
 from mmseg_mile.apis.gate_study import STAGE_SETS, StageEmbeddings
-from mmseg_mile.models.embedders import FeatureStatisticsEmbedder
+from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
 
 # Means, then deviations, of stages of 8, 16, 32 and 64 channels.
 COLUMNS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmseg_mile.apis import export_expert
-from mmseg_mile.apis.head_sources import head_of_checkpoint, head_of_expert
+from mmseg_mile.apis.expert_import import head_of_checkpoint, head_of_expert
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from mmseg_mile.apis import (pull_library, push_library, remove_expert,
-                             rename_expert, verify_library)
+from mmseg_mile.library.edits import (remove_expert, rename_expert,
+                                      verify_library)
+from mmseg_mile.library.hub import pull_library, push_library
 
 REPO = 'someone/experts'
 

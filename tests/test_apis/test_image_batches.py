@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_mile.apis.image_batches import (count_images, load_image,
-                                           predict_by_size, predict_images)
-from mmseg_mile.apis.image_sources import ImageContent, VideoFile
+from mmseg_mile.apis.images import (ImageContent, VideoFile, count_images,
+                                    load_image, predict_by_size,
+                                    predict_images)
 
 
 def sources(*names):

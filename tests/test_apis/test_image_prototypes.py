@@ -9,9 +9,8 @@ import torch
 from mmengine.config import Config
 from tiny_stream import tiny_task
 
-from mmseg_mile.apis.image_prototypes import (fit_prototypes,
-                                              prediction_pipeline)
-from mmseg_mile.models.embedders.disturbed_images import disturbed_image
+from mmseg_mile.apis.expert_import import fit_prototypes, prediction_pipeline
+from mmseg_mile.gates.embedders import disturbed_image
 
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
 

@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmseg_mile.apis.image_sources import (ImageContent, ImageFile, VideoFile,
-                                           check_images, list_sources)
-from mmseg_mile.apis.video_files import VideoWriter
+from mmseg_mile.apis.images import (ImageContent, ImageFile, VideoFile,
+                                    VideoWriter, check_images, list_sources)
 
 
 @pytest.fixture

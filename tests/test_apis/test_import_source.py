@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmseg_mile.apis.import_source import ImportSource
+from mmseg_mile.apis.expert_import import ImportSource
 
 
 @pytest.fixture

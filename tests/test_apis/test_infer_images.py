@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from tiny_inference import make_predicting_library
 
-from mmseg_mile.apis import MILEInferencer
-from mmseg_mile.apis.infer_images import infer_images
-from mmseg_mile.apis.video_files import VideoReader, VideoWriter
-from mmseg_mile.experts.folder_lock import locked
+from mmseg_mile.apis.images import VideoReader, VideoWriter
+from mmseg_mile.apis.inferencer import MILEInferencer, infer_images
+from mmseg_mile.library.files import locked
 
 
 @pytest.fixture(scope='module')

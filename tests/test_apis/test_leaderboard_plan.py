@@ -12,8 +12,8 @@ from fabricated_runs import write_run
 from mmengine.config import Config
 
 from mmseg_mile.apis.leaderboard_plan import PlannedRun, plan_runs
-from mmseg_mile.engine.run_settings import settings_of
-from mmseg_mile.evaluation import write_json
+from mmseg_mile.engine.work_dir import settings_of
+from mmseg_mile.files import write_json
 
 
 @pytest.fixture

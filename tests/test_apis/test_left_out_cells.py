@@ -10,7 +10,7 @@ from mmseg_mile.engine.left_out_gates import (gate_options, left_out_methods,
                                               oracle_method)
 from mmseg_mile.evaluation import RoutedImage
 from mmseg_mile.evaluation.left_out_score import LeftOutImage, LeftOutScore
-from mmseg_mile.models import SemLAGate
+from mmseg_mile.methods.semla.semla_gate import SemLAGate
 
 NAMES = ('fog', 'rain', 'city')
 

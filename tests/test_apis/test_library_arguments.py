@@ -7,7 +7,7 @@ from inspect import signature
 
 import pytest
 
-from mmseg_mile.apis import MILEInferencer
+from mmseg_mile.apis.inferencer import MILEInferencer
 from mmseg_mile.apis.library_arguments import (add_library_arguments,
                                                library_arguments)
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 
-from mmseg_mile.apis.library_config import (check_types, import_custom_modules,
-                                            library_config, loading_ways,
-                                            model_to_load, read_config)
+from mmseg_mile.apis.library_model import (check_types, import_custom_modules,
+                                           library_config, loading_ways,
+                                           model_to_load, read_config)
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmseg_mile.apis import list_experts, merge_experts, show_expert
-from mmseg_mile.apis.library_report import start_of, task_data
+from mmseg_mile.library.edits import merge_experts
+from mmseg_mile.library.report import (list_experts, show_expert, start_of,
+                                       task_data)
 
 CONFIG = '''
 model = dict(type='ExpertSegmentor', init_from='nearest')

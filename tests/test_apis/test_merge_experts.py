@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_library import assert_close, disturb, features
 
-from mmseg_mile.apis import merge_experts, remove_expert, verify_library
-from mmseg_mile.models.lora import lora_scaling
+from mmseg_mile.adapters.targets import lora_scaling
+from mmseg_mile.library.edits import (merge_experts, remove_expert,
+                                      verify_library)
 
 
 def delta(expert, layer):

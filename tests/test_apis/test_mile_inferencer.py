@@ -12,8 +12,9 @@ from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from tiny_inference import label_map, loop_predictions, make_predicting_library
 
-from mmseg_mile.apis import MILEInferencer, rename_expert
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.apis.inferencer import MILEInferencer
+from mmseg_mile.library.edits import rename_expert
+from mmseg_mile.library.expert_store import ExpertStore
 
 # red throughout, as no domain is
 STRANGE = np.full((48, 64, 3), (0, 0, 255), np.uint8)

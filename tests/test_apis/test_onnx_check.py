@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmseg_mile.apis.export_check import SIZE, Output, stock_output
-from mmseg_mile.apis.onnx_check import Sizes, supported_sizes
+from mmseg_mile.apis.onnx_export import Sizes, supported_sizes
 
 IMAGES = torch.arange(70.0 * 100).view(1, 1, 70, 100)
 

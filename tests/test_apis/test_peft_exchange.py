@@ -10,8 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_library import assert_close, disturb, features
 from torch import nn
 
-from mmseg_mile.apis import export_peft, import_peft, verify_library
-from mmseg_mile.apis.head_sources import head_of_expert
+from mmseg_mile.apis.expert_import import head_of_expert
+from mmseg_mile.library.edits import verify_library
+from mmseg_mile.library.peft_exchange import export_peft, import_peft
 
 MIT_TARGETS = ['attn.attn', 'ffn.layers.0', 'ffn.layers.4']
 

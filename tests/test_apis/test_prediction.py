@@ -11,8 +11,8 @@ import torch
 from mmengine.structures import PixelData
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.apis.image_sources import ImageContent
-from mmseg_mile.apis.prediction import Prediction
+from mmseg_mile.apis.images import ImageContent
+from mmseg_mile.apis.predictions import Prediction
 
 IMAGE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 

@@ -9,10 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmseg_mile.apis.image_sources import ImageFile, VideoFile
-from mmseg_mile.apis.prediction import Prediction
-from mmseg_mile.apis.prediction_folder import PredictionFolder
-from mmseg_mile.apis.video_files import VideoWriter
+from mmseg_mile.apis.images import ImageFile, VideoFile, VideoWriter
+from mmseg_mile.apis.predictions import Prediction, PredictionFolder
 
 SETTINGS = dict(library='/a', library_checksum='1', expert=None)
 OVERLAY = np.full((8, 8, 3), (200, 0, 0), np.uint8)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
-from mmseg_mile.apis.pretrained import set_pretrained
+from mmseg_mile.apis.library_model import set_pretrained
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from mmseg_mile.apis import verify_library
+from mmseg_mile.library.edits import verify_library
 
 FILES = ('adapter_config.json', 'adapter_model.safetensors',
          'head.safetensors', 'norm.safetensors', 'prototypes.safetensors',

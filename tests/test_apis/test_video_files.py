@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmseg_mile.apis.video_files import VideoReader, VideoWriter
+from mmseg_mile.apis.images import VideoReader, VideoWriter
 
 
 def frame(grey, shape=(33, 49)):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from one_model import DAY, batch_of, one_model, train
 
-from mmseg_mile.baselines.distillation import Teacher, distillation_loss
+from mmseg_mile.methods.baselines.lwf_segmentor import (Teacher,
+                                                        distillation_loss)
 
 
 def pixel(*values):

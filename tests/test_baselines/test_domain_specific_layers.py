@@ -10,7 +10,7 @@ from torch import nn
 
 from mmseg.models import ERFNet, MobileNetV2, ResNetV1c
 from mmseg.registry import MODELS
-from mmseg_mile.baselines.domain_specific_layers import (ParallelAdapter,
+from mmseg_mile.methods.baselines.mdil_segmentor import (ParallelAdapter,
                                                          adapted_chains,
                                                          add_adapters,
                                                          check_adaptable,

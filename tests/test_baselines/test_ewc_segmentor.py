@@ -13,7 +13,7 @@ from one_model import (DAY, DUSK, NIGHT, StopAt, batch_of, learn, loader_of,
                        model_config, one_model, train)
 from run_comparison import differences
 
-from mmseg_mile.baselines.fisher_information import quadratic_penalty
+from mmseg_mile.methods.baselines.ewc_segmentor import quadratic_penalty
 
 STEM = 'backbone.stem.0.weight'
 

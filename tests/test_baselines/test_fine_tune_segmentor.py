@@ -14,7 +14,7 @@ from one_model import AUXILIARY_HEAD
 from tiny_stream import TINY_MODEL
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.baselines import FineTuneSegmentor
+from mmseg_mile.methods.baselines.fine_tune_segmentor import FineTuneSegmentor
 from mmseg_mile.structures import Task
 
 DAY = Task('day', ('sky', 'road'), ((1, 1, 1), (2, 2, 2)), {}, {})

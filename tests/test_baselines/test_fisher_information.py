@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.baselines.fisher_information import (evenly_spaced,
-                                                     fisher_diagonal, fitted,
-                                                     quadratic_penalty)
+from mmseg_mile.methods.baselines.ewc_segmentor import (evenly_spaced,
+                                                        fisher_diagonal,
+                                                        fitted,
+                                                        quadratic_penalty)
 
 
 def batches(*sizes):

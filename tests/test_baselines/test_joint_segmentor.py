@@ -10,7 +10,7 @@ import torch
 from mmengine.hooks import Hook
 from tiny_stream import TINY_MODEL
 
-from mmseg_mile.baselines import JointSegmentor
+from mmseg_mile.methods.baselines.fine_tune_segmentor import JointSegmentor
 from mmseg_mile.structures import Task
 
 DAY = Task('day', ('sky', 'road'), ((1, 1, 1), (2, 2, 2)), {}, {})

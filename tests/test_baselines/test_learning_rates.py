@@ -8,7 +8,7 @@ import pytest
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from mmseg_mile.baselines.learning_rates import with_rate_of
+from mmseg_mile.methods.baselines.fine_tune_segmentor import with_rate_of
 
 
 class Net(nn.Module):

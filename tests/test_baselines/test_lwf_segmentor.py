@@ -13,7 +13,7 @@ from one_model import (DAY, DUSK, NIGHT, StopAt, batch_of, learn, model_config,
                        one_model, train)
 from run_comparison import differences
 
-from mmseg_mile.baselines.distillation import distillation_loss
+from mmseg_mile.methods.baselines.lwf_segmentor import distillation_loss
 
 
 @pytest.fixture

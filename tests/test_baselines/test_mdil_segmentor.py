@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from tiny_stream import TINY_MODEL
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.baselines import MDILSegmentor
-from mmseg_mile.baselines.domain_specific_layers import owned_by_domains
+from mmseg_mile.methods.baselines.mdil_segmentor import (MDILSegmentor,
+                                                         owned_by_domains)
 from mmseg_mile.structures import Task
 
 DAY = Task('day', ('sky', 'road'), ((1, 1, 1), (2, 2, 2)), {}, {})

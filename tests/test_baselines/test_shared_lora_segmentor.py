@@ -12,7 +12,7 @@ from one_model import (DAY, DUSK, NIGHT, StopAt, batch_of, learn, model_config,
                        one_model, predict, train)
 from run_comparison import differences
 
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.library.expert_store import ExpertStore
 
 KIND = 'SharedLoRASegmentor'
 

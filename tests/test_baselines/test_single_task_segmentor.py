@@ -11,7 +11,8 @@ from mmengine.config import ConfigDict
 from tiny_stream import TINY_MODEL
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.baselines import SingleTaskSegmentor
+from mmseg_mile.methods.baselines.single_task_segmentor import \
+    SingleTaskSegmentor
 from mmseg_mile.structures import Task
 
 DAY = Task('day', ('sky', 'road'), ((1, 1, 1), (2, 2, 2)), {}, {})

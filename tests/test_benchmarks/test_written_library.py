@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmseg_mile.benchmarks.benchmark_models import build_expert_segmentor
 from mmseg_mile.benchmarks.written_library import write_library
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.library.expert_store import ExpertStore
 
 
 def test_first_experts_are_opened(cnn_config, settings, tmp_path):

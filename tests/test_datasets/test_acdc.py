@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from mmseg_mile.datasets import ACDCDataset
+from mmseg_mile.datasets.driving import ACDCDataset
 
 FOLDERS = [
     ('rgb_anon', 'gt'),

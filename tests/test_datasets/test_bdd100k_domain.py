@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from mmseg_mile.datasets import BDD100KDomainDataset
+from mmseg_mile.datasets.driving import BDD100KDomainDataset
 
 
 @pytest.mark.parametrize('parent', ['', 'bdd100k/'])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from mmseg_mile.datasets import CamVidDataset
+from mmseg_mile.datasets.driving import CamVidDataset
 
 # Last dusk frame of train, first one of val, and one that only the folder
 # of the public copy's test split has.

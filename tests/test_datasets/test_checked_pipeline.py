@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mmengine.dataset import ConcatDataset, RepeatDataset
 
-from mmseg_mile.datasets import (CheckedPipeline, CityscapesDomainDataset,
-                                 check_dataset)
+from mmseg_mile.datasets.checked_pipeline import CheckedPipeline, check_dataset
+from mmseg_mile.datasets.driving import CityscapesDomainDataset
 
 STEPS = [
     dict(type='mmcv.LoadImageFromFile'),

@@ -2,7 +2,7 @@
 import pytest
 
 from mmseg.registry import DATASETS
-from mmseg_mile.datasets import CityscapesDomainDataset
+from mmseg_mile.datasets.driving import CityscapesDomainDataset
 
 IMAGE = 'leftImg8bit/val/bonn/bonn_0_leftImg8bit.png'
 

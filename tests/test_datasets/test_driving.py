@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from mmseg_mile.datasets import CityscapesDomainDataset
+from mmseg_mile.datasets.driving import CityscapesDomainDataset
 
 IMAGE = 'leftImg8bit/train/ulm/ulm_{}_leftImg8bit.png'
 MASK = 'gtFine/train/ulm/ulm_{}_gtFine_labelTrainIds.png'

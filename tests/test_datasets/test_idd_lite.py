@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from mmseg_mile.datasets import IDDLiteDataset
+from mmseg_mile.datasets.driving import IDDLiteDataset
 
 
 def test_images_and_masks_are_paired(tmp_path, put_image, put_mask, pairs_of):

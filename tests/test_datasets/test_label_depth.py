@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmseg_mile.datasets.label_depth import check_label_depth
+from mmseg_mile.datasets.checked_pipeline import check_label_depth
 
 
 def written(folder, values, dtype, suffix='.png'):

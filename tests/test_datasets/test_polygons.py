@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmseg_mile.datasets.polygons import (draw_polygons, read_polygons,
-                                          single_label, write_mask)
+from mmseg_mile.datasets.idd import (draw_polygons, read_polygons,
+                                     single_label, write_mask)
 
 IDS = dict(road=0, car=13, sky=255)
 

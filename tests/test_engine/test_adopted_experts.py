@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from run_comparison import library_files
 
 from mmseg_mile.engine.parallel import learn_experts
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.engine.complexity import count_macs
+from mmseg_mile.engine.task_evaluator import count_macs
 from mmseg_mile.structures import Task
 
 TASK = Task('day', ('road', ), ((0, 0, 0), ), {}, {})

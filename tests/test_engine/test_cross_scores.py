@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmseg_mile.engine.cross_scores import CrossScores
+from mmseg_mile.engine.task_evaluator import CrossScores
 
 DIGESTS = dict(day='a', night='b', fog='c')
 

@@ -2,7 +2,7 @@
 """What a user reads when a training is lost."""
 from __future__ import annotations
 
-from mmseg_mile.engine.divergence import diverged
+from mmseg_mile.engine.snapshot import diverged
 
 
 def test_message_says_what_when_and_how_to_go_on():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmseg_mile.engine.earlier_run import EarlierRun
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.engine.work_dir import EarlierRun
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.structures import Task
 
 TASKS = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.engine.image_log import ImageLog
+from mmseg_mile.engine.task_evaluator import ImageLog
 from mmseg_mile.evaluation import (DomainIoU, read_routing_log,
                                    write_routing_log)
 from mmseg_mile.structures import Task

@@ -7,8 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmseg_mile.engine.kept_row import KeptRow
-from mmseg_mile.engine.task_evaluator import TaskScore
+from mmseg_mile.engine.task_evaluator import KeptRow, TaskScore
 from mmseg_mile.evaluation import DomainIoU, RoutedImage
 from mmseg_mile.structures import Task
 

@@ -11,13 +11,14 @@ from mmengine.structures import PixelData
 from tiny_library import CLASSES, PALETTE, make_library
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.engine.image_log import ImageLog
 from mmseg_mile.engine.left_out_evaluator import LeftOutCell, evaluate_cells
 from mmseg_mile.engine.left_out_gates import (LeftOutMethod, fitted_gates,
                                               gate_options, left_out_methods,
                                               oracle_method)
+from mmseg_mile.engine.task_evaluator import ImageLog
 from mmseg_mile.evaluation import DomainIoU
-from mmseg_mile.models import FixedGate, SemLAGate
+from mmseg_mile.gates.simple_gates import FixedGate
+from mmseg_mile.methods.semla.semla_gate import SemLAGate
 from mmseg_mile.structures import Task
 
 NAMES = ('day', 'night', 'fog')

@@ -11,7 +11,9 @@ from mmseg_mile.engine.left_out_gates import (fitted_gates, gate_options,
                                               left_out_methods, looks_wanted,
                                               oracle_method)
 from mmseg_mile.evaluation.left_out_methods import COMPARED, POLICIES
-from mmseg_mile.models import PrototypeGate, RandomGate, SemLAGate
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.gates.simple_gates import RandomGate
+from mmseg_mile.methods.semla.semla_gate import SemLAGate
 
 OPTIONS = gate_options(SemLAGate(top_k=2, tau=1.0, relative=True), {})
 # means at 0, 3 and 6 on a line

@@ -8,10 +8,9 @@ from itertools import islice
 import pytest
 from torch.utils.data import DataLoader
 
-from mmseg_mile.engine import positioned_sampler
-from mmseg_mile.engine.mixed_images import MixedImages, MixedSampler
-from mmseg_mile.engine.positioned_sampler import PositionedSampler
-from mmseg_mile.engine.seeded_dataset import SeededDataset
+from mmseg_mile.engine import task_images as positioned_sampler
+from mmseg_mile.engine.rehearsal import MixedImages, MixedSampler
+from mmseg_mile.engine.task_images import PositionedSampler, SeededDataset
 
 HALF = Fraction(1, 2)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_mile.engine import norm_statistics
-from mmseg_mile.engine.norm_statistics import average_statistics
+from mmseg_mile.engine import task_training as norm_statistics
+from mmseg_mile.engine.task_training import average_statistics
 
 
 class HalfFrozen(nn.Module):

@@ -6,8 +6,8 @@ from itertools import islice
 
 import pytest
 
-from mmseg_mile.engine import positioned_sampler
-from mmseg_mile.engine.positioned_sampler import PositionedSampler
+from mmseg_mile.engine import task_images as positioned_sampler
+from mmseg_mile.engine.task_images import PositionedSampler
 
 
 def first(count, skip=0, size=5, seed=3, **sampler):

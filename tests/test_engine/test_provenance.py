@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 
 import mmseg_mile
-from mmseg_mile.engine import provenance
+from mmseg_mile.engine import work_dir as provenance
 
 
 def test_versions_are_those_installed():

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import torch
 
-from mmseg_mile.engine.random_state import (random_state, sample_seed, seeded,
-                                            set_random_state)
+from mmseg_mile.engine.snapshot import (random_state, sample_seed, seeded,
+                                        set_random_state)
 
 
 def draw():

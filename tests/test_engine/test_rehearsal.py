@@ -11,11 +11,12 @@ import pytest
 from mmengine.runner import Runner
 from tiny_stream import tiny_task
 
-from mmseg_mile.baselines import FineTuneSegmentor, JointSegmentor
 from mmseg_mile.engine.rehearsal import (check_extension,
                                          check_rehearsal_config,
                                          check_rehearses)
-from mmseg_mile.models import ExpertSegmentor
+from mmseg_mile.methods.baselines.fine_tune_segmentor import (
+    FineTuneSegmentor, JointSegmentor)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
 TEMPLATE = dict(
     batch_size=2,

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_mile.engine.row_results import enter_cost, enter_row, setting_of
-from mmseg_mile.engine.task_evaluator import TaskScore
-from mmseg_mile.evaluation import DomainIoU, RoutedImage, StreamResults
+from mmseg_mile.engine.task_evaluator import (TaskScore, enter_cost, enter_row,
+                                              setting_of)
+from mmseg_mile.evaluation.domain_iou import DomainIoU
+from mmseg_mile.evaluation.results import StreamResults
+from mmseg_mile.evaluation.routing_log import RoutedImage
 from mmseg_mile.structures import Task
 
 TASKS = [

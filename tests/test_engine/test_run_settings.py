@@ -7,7 +7,7 @@ import copy
 import pytest
 from mmengine.config import Config
 
-from mmseg_mile.engine.run_settings import changes, refuse, settings_of
+from mmseg_mile.engine.work_dir import changes, refuse, settings_of
 
 CONFIG = dict(
     model=dict(type='ExpertSegmentor', backbone=dict(depths=(2, 2))),

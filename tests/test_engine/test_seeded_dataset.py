@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmseg_mile.engine.seeded_dataset import SeededDataset
+from mmseg_mile.engine.task_images import SeededDataset
 
 
 class Noise:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.engine import snapshot_file
-from mmseg_mile.engine.snapshot_file import read_snapshot, write_snapshot
+from mmseg_mile.engine import snapshot as snapshot_file
+from mmseg_mile.engine.snapshot import read_snapshot, write_snapshot
 
 STATE = dict(iteration=4, weights=dict(a=torch.arange(6.).view(2, 3)))
 

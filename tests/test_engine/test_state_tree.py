@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_mile.engine.state_tree import pack, unpack
+from mmseg_mile.engine.snapshot import pack, unpack
 
 
 def there_and_back(value):

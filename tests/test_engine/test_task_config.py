@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmseg_mile.engine.task_config import (check_metainfo, check_task_configs,
-                                           in_order)
+from mmseg_mile.engine.task_data import (check_metainfo, check_task_configs,
+                                         in_order)
 
 DATASET = dict(type='BaseSegDataset')
 META = dict(classes=('road', ), palette=[[1, 2, 3]])

@@ -9,7 +9,7 @@ import torch
 from mmengine.optim import OptimWrapper, PolyLR
 from torch import nn
 
-from mmseg_mile.engine.task_snapshot import TaskSnapshot
+from mmseg_mile.engine.snapshot import TaskSnapshot
 
 
 class Training:
@@ -62,7 +62,7 @@ def test_position_and_time_come_back(resumed):
 
 
 def test_training_goes_on_bit_by_bit(training, resumed):
-    from mmseg_mile.engine.random_state import set_random_state
+    from mmseg_mile.engine.snapshot import set_random_state
     for each in (training, resumed[0]):
         set_random_state(resumed[1]['random'])
         each.step(4)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmseg_mile.evaluation.atomic_json import (format_json, read_json,
-                                               write_json, write_text)
+from mmseg_mile.files import format_json, read_json, write_json, write_text
 
 
 def test_written_value_is_read_back(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from mmseg_mile.evaluation.comparison_scores import (delta_m, growth_per_task,
-                                                     spread)
+from mmseg_mile.evaluation.continual_scores import (delta_m, growth_per_task,
+                                                    spread)
 
 
 def test_spread_divides_by_one_less_than_the_seeds() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from fabricated_runs import settings_of_run, three_methods, write_run
 
-from mmseg_mile.baselines import SingleTaskSegmentor
 from mmseg_mile.evaluation.leaderboard import (REFERENCE, Standing,
                                                StreamBoard, read_leaderboard)
+from mmseg_mile.methods.baselines.single_task_segmentor import \
+    SingleTaskSegmentor
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from mmseg_mile.evaluation.net_score import net_score
+from mmseg_mile.evaluation.continual_scores import net_score
 
 
 def test_worked_example() -> None:

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 # yapf: disable
-from mmseg_mile.evaluation.results_schema import (check_keys, check_setting,
-                                                  check_tasks, check_type,
-                                                  check_version, read_matrix,
-                                                  write_counts, write_numbers)
+from mmseg_mile.evaluation.results import (check_keys, check_setting,
+                                           check_tasks, check_type,
+                                           check_version, read_matrix,
+                                           write_counts, write_numbers)
 
 # yapf: enable
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmseg_mile.evaluation import StreamCost
+from mmseg_mile.evaluation.results import StreamCost
 
 TASKS = ['day', 'dusk']
 

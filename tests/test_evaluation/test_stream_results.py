@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict
 import numpy as np
 import pytest
 
-from mmseg_mile.evaluation.stream_results import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 
 TASKS = ['day', 'dusk']
 ROUTED = [[60, 40], [50, 70]]

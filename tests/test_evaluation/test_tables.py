@@ -5,7 +5,7 @@ from typing import Callable, List
 import numpy as np
 import pytest
 
-from mmseg_mile.evaluation.stream_results import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.tables import (confusion_table, cost_table,
                                           row_table, score_table,
                                           summary_table)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmseg_mile.evaluation.unfamiliarity import (FlagScores, auroc,
-                                                 false_positive_rate,
-                                                 flag_scores, flagged)
+from mmseg_mile.evaluation.ood_scores import (FlagScores, auroc,
+                                              false_positive_rate, flag_scores,
+                                              flagged)
 
 
 @pytest.mark.parametrize('familiar, unfamiliar, wanted', [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.structures import Expert
 
 BASE = 'b' * 64

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.experts.files import read_json, write_json
+from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.files import read_json, write_json
 
 BASE = 'b' * 64
 

@@ -9,10 +9,9 @@ import sys
 
 import pytest
 
-from mmseg_mile.experts import disk_writes
-from mmseg_mile.experts.disk_writes import (finish_swap, fresh_folder,
-                                            new_folder, pending, swap_in,
-                                            write_file)
+from mmseg_mile.library import files as disk_writes
+from mmseg_mile.library.files import (finish_swap, fresh_folder, new_folder,
+                                      pending, swap_in, write_file)
 
 LIMITED = """
 import importlib.util, resource, sys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmseg_mile.experts import ExpertCache
+from mmseg_mile.adapters.adapter_library import ExpertCache
 
 
 class Half:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from mmseg_mile.experts.expert_record import (read_expert_record,
-                                              read_library_index)
-from mmseg_mile.experts.files import read_json, sha256, write_json
+from mmseg_mile.library.expert_store import (read_expert_record,
+                                             read_library_index)
+from mmseg_mile.library.files import read_json, sha256, write_json
 
 ADAPTER = 'adapter_model.safetensors'
 

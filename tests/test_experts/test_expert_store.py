@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from torch import Tensor, nn
 
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.models.lora import (Adapter, lora_scaling, merge_adapters,
-                                    replace_attention)
+from mmseg_mile.adapters.adapter import Adapter, merge_adapters
+from mmseg_mile.adapters.attention import replace_attention
+from mmseg_mile.adapters.targets import lora_scaling
+from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.structures import Task
 
 FILES = ('adapter_config.json', 'adapter_model.safetensors', 'expert.json',
@@ -275,7 +276,7 @@ def test_killed_write_leaves_the_old_library_whole(store, make, monkeypatch,
         written.append(path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('mmseg_mile.experts.expert_store.write_tensors', die)
+    monkeypatch.setattr('mmseg_mile.library.expert_store.write_tensors', die)
     with pytest.raises(KeyboardInterrupt):
         store.save(expert)
     assert written and store.names == ['day', 'night']

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from mmseg_mile.experts.files import (check_sum, num_values, read_json,
+from mmseg_mile.library.files import (check_sum, num_values, read_json,
                                       read_tensors, sha256, write_json,
                                       write_tensors)
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from mmseg_mile.experts.folder_lock import locked
+from mmseg_mile.library.files import locked
 
 
 def other_process(action):

@@ -15,9 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.experts.expert_record import read_library_index
-from mmseg_mile.experts.files import (num_values, read_json, read_tensors,
+from mmseg_mile.library.expert_store import ExpertStore, read_library_index
+from mmseg_mile.library.files import (num_values, read_json, read_tensors,
                                       sha256, write_json, write_tensors)
 
 FIELDS = ('schema', 'name', 'classes', 'palette', 'lora_config', 'head_config',

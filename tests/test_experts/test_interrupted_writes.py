@@ -9,9 +9,9 @@ import shutil
 import pytest
 import torch
 
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.experts.library_edits import (add_expert, prune_library,
-                                              remove_expert, rename_expert)
+from mmseg_mile.library.edits import (add_expert, prune_library, remove_expert,
+                                      rename_expert)
+from mmseg_mile.library.expert_store import ExpertStore
 
 DISK_CALLS = ('fsync', 'replace', 'mkdir')
 DELETIONS = ('unlink', 'rmdir')

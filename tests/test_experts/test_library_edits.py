@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.experts.library_edits import (add_expert, leftovers,
-                                              open_library, prune_library,
-                                              remove_expert, rename_expert)
+from mmseg_mile.library.edits import (add_expert, leftovers, open_library,
+                                      prune_library, remove_expert,
+                                      rename_expert)
+from mmseg_mile.library.expert_store import ExpertStore
 
 
 def contents(folder):

@@ -7,9 +7,8 @@ import shutil
 import pytest
 import torch
 
-from mmseg_mile.experts.disk_writes import pending
-from mmseg_mile.experts.files import read_json, write_json
-from mmseg_mile.experts.model_store import load_model, save_model
+from mmseg_mile.library.expert_store import load_model, save_model
+from mmseg_mile.library.files import pending, read_json, write_json
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 import pytest
 
-from mmseg_mile.evaluation import (RoutedImage, StreamResults,
-                                   routing_log_path, write_routing_log)
+from mmseg_mile.evaluation.results import StreamResults
+from mmseg_mile.evaluation.routing_log import (RoutedImage, routing_log_path,
+                                               write_routing_log)
 from mmseg_mile.visualization.panel import Panel
 from mmseg_mile.visualization.picture_store import PictureStore
 

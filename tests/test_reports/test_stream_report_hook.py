@@ -6,7 +6,7 @@ import pytest
 from mmengine.hooks import Hook
 
 from mmseg.registry import HOOKS
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.visualization import StreamPicturesHook
 
 LOGGER = logging.getLogger('report')

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from tiny_inference import PredictingLibrary, make_predicting_library
 
-from mmseg_mile.apis import MILEInferencer
+from mmseg_mile.apis.inferencer import MILEInferencer
 from mmseg_mile.serving import PageServer
 
 

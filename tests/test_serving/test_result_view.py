@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmseg_mile.apis.image_sources import ImageContent
-from mmseg_mile.apis.prediction import Prediction
+from mmseg_mile.apis.images import ImageContent
+from mmseg_mile.apis.predictions import Prediction
 from mmseg_mile.serving.result_view import MAX_WIDTH, ResultView
 from mmseg_mile.visualization.class_colours import UNLABELLED
 

@@ -7,7 +7,7 @@ import shutil
 import huggingface_hub
 import pytest
 
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.library.expert_store import ExpertStore
 
 pytestmark = pytest.mark.integration
 

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from mmengine.structures import PixelData
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.visualization.panel import Panel
 
 NAMES = [

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.routing_log import RoutedImage
 from mmseg_mile.visualization.embedding_map import (WRONG, draw_embedding_map,
                                                     figure_embedding_map,

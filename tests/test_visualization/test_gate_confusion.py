@@ -5,7 +5,7 @@ from typing import Callable, List
 import pytest
 from matplotlib.figure import Figure
 
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.visualization.gate_confusion import draw_gate_confusion
 
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.visualization.stream_curves import (draw_stream_curves,
                                                     figure_stream_curves,
                                                     seen_means, spread)

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.routing_log import (RoutedImage, routing_log_path,
                                                write_routing_log)
 from mmseg_mile.structures import Task

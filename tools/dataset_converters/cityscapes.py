@@ -14,12 +14,11 @@ import numpy as np
 from mmengine.utils import track_parallel_progress, track_progress
 from PIL import Image
 
+from mmseg_mile.datasets.idd import draw_polygons, read_polygons, write_mask
 from mmseg_mile.datasets.label_tables import (CITYSCAPES_NAME_TO_TRAIN_ID,
                                               CITYSCAPES_NOT_DRAWN,
                                               CITYSCAPES_RAW_TO_TRAIN_ID,
                                               IGNORE)
-from mmseg_mile.datasets.polygons import (draw_polygons, read_polygons,
-                                          write_mask)
 
 RAW_ENDING = '_gtFine_labelIds.png'
 POLYGON_ENDING = '_gtFine_polygons.json'

@@ -19,8 +19,8 @@ from typing import Optional, Sequence
 import numpy as np
 from mmengine.utils import track_parallel_progress, track_progress
 
+from mmseg_mile.datasets.idd import write_mask
 from mmseg_mile.datasets.label_tables import HEATNET_CLASSES, HEATNET_IGNORE
-from mmseg_mile.datasets.polygons import write_mask
 
 NAMES = (*HEATNET_CLASSES, 'background', 'ignore')
 

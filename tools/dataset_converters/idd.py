@@ -15,10 +15,9 @@ from typing import Optional, Sequence
 
 from mmengine.utils import track_parallel_progress, track_progress
 
+from mmseg_mile.datasets.idd import draw_polygons, read_polygons, write_mask
 from mmseg_mile.datasets.label_tables import (IDD_NAME_TO_CS_TRAIN_ID,
                                               IDD_NAME_TO_LEVEL3_ID)
-from mmseg_mile.datasets.polygons import (draw_polygons, read_polygons,
-                                          write_mask)
 
 PARTS = ('.', 'IDD_Segmentation', 'idd20kII')
 POLYGON_ENDING = '_gtFine_polygons.json'

@@ -10,12 +10,12 @@ from typing import Mapping
 
 import numpy as np
 
+from ..idd import draw_polygons
 from ..label_tables import (CITYSCAPES_CLASSES, CITYSCAPES_NAME_TO_TRAIN_ID,
                             CITYSCAPES_NOT_DRAWN, CITYSCAPES_RAW_TO_TRAIN_ID,
                             HEATNET_BACKGROUND, HEATNET_CLASSES,
                             HEATNET_IGNORE, IDD_NAME_TO_CS_TRAIN_ID,
                             IDD_NAME_TO_LEVEL3_ID)
-from ..polygons import draw_polygons
 from .sketch import Sketch
 
 # yapf: disable

@@ -8,11 +8,11 @@ from PIL import Image
 
 from mmseg_mile.datasets.demo import write_acdc, write_cityscapes
 from mmseg_mile.datasets.demo.writers import wide_size
+from mmseg_mile.datasets.idd import draw_polygons, read_polygons
 from mmseg_mile.datasets.label_tables import (CITYSCAPES_RAW_TO_TRAIN_ID,
                                               HEATNET_IGNORE,
                                               IDD_NAME_TO_CS_TRAIN_ID,
                                               IDD_NAME_TO_LEVEL3_ID)
-from mmseg_mile.datasets.polygons import draw_polygons, read_polygons
 
 # One pattern per kind of file; every file must match exactly one.
 LAYOUTS = dict(

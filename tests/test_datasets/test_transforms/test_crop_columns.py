@@ -4,7 +4,7 @@ import pytest
 
 from mmseg.datasets.transforms import Resize
 from mmseg.registry import TRANSFORMS
-from mmseg_mile.datasets import CropColumns
+from mmseg_mile.datasets.transforms import CropColumns
 
 
 def frame():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmseg.registry import TRANSFORMS
-from mmseg_mile.datasets import LoadSingleChannelImage
+from mmseg_mile.datasets.transforms import LoadSingleChannelImage
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from mmseg_mile.engine import FiniteLossHook
+from mmseg_mile.engine.hooks import FiniteLossHook
 
 
 def iteration(number, loss, max_iters=100):

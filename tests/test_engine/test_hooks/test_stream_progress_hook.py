@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmseg_mile.engine import StreamProgressHook
+from mmseg_mile.engine.hooks import StreamProgressHook
 from mmseg_mile.structures import Task
 
 
@@ -14,9 +14,8 @@ from mmseg_mile.structures import Task
 def clock(monkeypatch):
     """``clock.now`` is what the hook sees."""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(
-        'mmseg_mile.engine.hooks.stream_progress_hook.time.perf_counter',
-        lambda: clock.now)
+    monkeypatch.setattr('mmseg_mile.engine.hooks.time.perf_counter',
+                        lambda: clock.now)
     return clock
 
 

@@ -12,8 +12,8 @@ from mmengine.visualization import Visualizer
 from mmengine.visualization.vis_backend import BaseVisBackend
 
 from mmseg.registry import HOOKS
-from mmseg_mile.engine.hooks.stream_scalars_hook import row_scalars
-from mmseg_mile.evaluation import StreamResults
+from mmseg_mile.engine.hooks import row_scalars
+from mmseg_mile.evaluation.results import StreamResults
 
 
 def make_results(rows, oracle=True):

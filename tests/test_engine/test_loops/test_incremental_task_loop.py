@@ -172,6 +172,6 @@ def test_each_row_of_the_score_matrix_is_logged(stream_run, index, miou):
 
 
 def test_own_hooks_are_registered_once(stream_run):
-    from mmseg_mile.engine import FiniteLossHook, StreamProgressHook
+    from mmseg_mile.engine.hooks import FiniteLossHook, StreamProgressHook
     kinds = Counter(type(hook) for hook in stream_run.runner.hooks)
     assert kinds[FiniteLossHook] == kinds[StreamProgressHook] == 1

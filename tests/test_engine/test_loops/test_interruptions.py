@@ -9,10 +9,11 @@ import pytest
 from mmengine.hooks import Hook
 from run_comparison import differences, library_tensors, results_of
 
-from mmseg_mile.engine import cross_scores
-from mmseg_mile.engine.task_snapshot import TaskSnapshot
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.models import ExpertSegmentor, PrototypeGate
+from mmseg_mile.engine import task_evaluator as cross_scores
+from mmseg_mile.engine.snapshot import TaskSnapshot
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
 pytestmark = pytest.mark.integration
 

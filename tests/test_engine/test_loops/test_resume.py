@@ -251,7 +251,7 @@ def test_broken_results_file_is_named(left, tiny_config, restore):
 
 def test_expert_of_another_base_is_refused(left, tmp_path, tiny_config,
                                            restore):
-    from mmseg_mile.experts import ExpertStore
+    from mmseg_mile.library.expert_store import ExpertStore
     expert = ExpertStore(left / 'library').load('night')
     other = ExpertStore(tmp_path / 'other')
     other.save_base(dict(weight=torch.zeros(1)), 'f' * 64)

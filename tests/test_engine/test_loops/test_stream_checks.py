@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mmengine.runner import Runner
 
-from mmseg_mile.engine.loops.stream_checks import check_schedule
+from mmseg_mile.engine.incremental_task_loop import check_schedule
 from mmseg_mile.structures import Task
 
 pytestmark = pytest.mark.integration

@@ -75,7 +75,7 @@ def test_results_name_the_run(document):
 
 
 def test_results_load_and_say_the_same_again(stream_run, document):
-    from mmseg_mile.evaluation import StreamResults
+    from mmseg_mile.evaluation.results import StreamResults
     path = stream_run.work_dir / 'results.json'
     assert StreamResults.load(path).to_document() == document
 

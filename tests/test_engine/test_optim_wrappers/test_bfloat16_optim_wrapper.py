@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmseg.registry import OPTIM_WRAPPERS
-from mmseg_mile.engine import Bfloat16OptimWrapper
+from mmseg_mile.engine.task_training import Bfloat16OptimWrapper
 
 
 @pytest.fixture

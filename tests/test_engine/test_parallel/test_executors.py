@@ -8,9 +8,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from mmseg_mile.engine.parallel import executors
-from mmseg_mile.engine.parallel.executors import (ProcessExecutor, RayExecutor,
-                                                  build_executor)
+from mmseg_mile.engine import parallel as executors
+from mmseg_mile.engine.parallel import (ProcessExecutor, RayExecutor,
+                                        build_executor)
 
 TIMEOUT_S = 120
 

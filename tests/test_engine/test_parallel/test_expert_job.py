@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import ConfigDict
 
-from mmseg_mile.engine.parallel.expert_job import stream_loop
+from mmseg_mile.engine.parallel import stream_loop
 
 
 def runner_of(**train_cfg):

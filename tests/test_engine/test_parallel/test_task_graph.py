@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from mmseg_mile.engine.parallel.task_graph import run_graph
+from mmseg_mile.engine.parallel import run_graph
 
 
 class Engine:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mmseg.models  # noqa: F401
-from mmseg_mile.models.backbones import LoRAExpertBackbone
+from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 
 
 @pytest.fixture

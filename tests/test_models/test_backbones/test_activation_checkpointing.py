@@ -10,7 +10,7 @@ from mmcv.cnn import is_norm
 from torch import Tensor
 
 import mmseg.models  # noqa: F401
-from mmseg_mile.models.backbones import LoRAExpertBackbone
+from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 
 FAMILIES = {
     'mit': dict(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import mmseg.models  # noqa: F401
 from mmseg.registry import MODELS
-from mmseg_mile.models.backbones import LoRAExpertBackbone
-from mmseg_mile.models.lora import Adapter, LowRankPass
+from mmseg_mile.adapters.adapter import Adapter
+from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
+from mmseg_mile.adapters.low_rank_pass import LowRankPass
 from mmseg_mile.structures import Routing
 
 BN = dict(type='BN')

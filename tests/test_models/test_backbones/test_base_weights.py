@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmseg.registry import MODELS
-from mmseg_mile.models.backbones.base_weights import fingerprint
+from mmseg_mile.adapters.base_weights import fingerprint
 
 
 @pytest.fixture

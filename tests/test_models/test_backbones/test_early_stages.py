@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mmseg.models  # noqa: F401
 from mmseg.registry import MODELS
-from mmseg_mile.models.backbones.early_stages import EarlyStages
+from mmseg_mile.adapters.lora_expert_backbone import EarlyStages
 
 X = torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64).sin()
 # Config of a backbone, and a module that runs for its third output first.

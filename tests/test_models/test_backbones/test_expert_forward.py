@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmseg.registry import MODELS
-from mmseg_mile.models.backbones import LoRAExpertBackbone, expert_forward
+from mmseg_mile.adapters import lora_expert_backbone as expert_forward
+from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 from mmseg_mile.structures import Routing
 
 X = torch.linspace(-2, 2, 4 * 3 * 32 * 32).view(4, 3, 32, 32).sin()

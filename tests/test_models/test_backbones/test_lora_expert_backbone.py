@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mmseg.registry import MODELS
-from mmseg_mile.models.backbones import LoRAExpertBackbone
-from mmseg_mile.models.lora import lora_delta
+from mmseg_mile.adapters.adapter import lora_delta
+from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 from mmseg_mile.structures import Routing
 
 X = torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32).sin()

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 from mmseg.models.decode_heads.san_head import RecWithAttnbias
-from mmseg_mile.models.backbones.mask_recognition import MaskRecognition
+from mmseg_mile.methods.semla.side_adapter_clip import MaskRecognition
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 
 from mmseg.registry import MODELS
-from mmseg_mile.models import LoRAExpertBackbone, SideAdapterCLIP
-from mmseg_mile.models.embedders import FeatureStatisticsEmbedder
+from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
+from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
+from mmseg_mile.methods.semla.side_adapter_clip import SideAdapterCLIP
 from mmseg_mile.structures import Routing
 
 CLASSES = ('road', 'traffic light', 'sky')

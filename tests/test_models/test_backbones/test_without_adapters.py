@@ -70,6 +70,6 @@ def test_expert_with_layers_cannot_be_trained_on(make, learned):
 
 
 def test_lora_must_be_said_to_be_none(resnet):
-    from mmseg_mile.models.backbones import LoRAExpertBackbone
+    from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
     with pytest.raises(TypeError, match='lora'):
         LoRAExpertBackbone(resnet)

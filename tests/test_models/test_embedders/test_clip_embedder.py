@@ -15,8 +15,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from mmseg.models import SegDataPreProcessor
 from mmseg.registry import TASK_UTILS
-from mmseg_mile.models.embedders import CLIPEmbedder, clip_embedder
-from mmseg_mile.models.embedders.clip_encoder import CLIPEncoder
+from mmseg_mile.methods.semla import clip_embedder
+from mmseg_mile.methods.semla.clip_embedder import CLIPEmbedder, CLIPEncoder
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
 SIDE, WIDTH = 16, 12

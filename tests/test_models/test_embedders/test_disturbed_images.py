@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.embedders.disturbed_images import (disturbed_image,
-                                                          looks_at)
+from mmseg_mile.gates.embedders import disturbed_image, looks_at
 
 
 def image_of(seed, dtype=torch.uint8, channels=3):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mmseg.registry import MODELS, TASK_UTILS
-from mmseg_mile.models.backbones import LoRAExpertBackbone
-from mmseg_mile.models.embedders import FeatureStatisticsEmbedder
+from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
+from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
 
 
 @MODELS.register_module(force=True)

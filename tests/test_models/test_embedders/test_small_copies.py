@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.embedders.small_copies import small_copy
+from mmseg_mile.gates.embedders import small_copy
 
 
 @pytest.mark.parametrize('size, scale, wanted', [

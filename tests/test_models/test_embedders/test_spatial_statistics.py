@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmseg_mile.models.embedders.spatial_statistics import deviation
+from mmseg_mile.gates.embedders import deviation
 
 
 def test_deviation_is_that_of_torch():

@@ -8,8 +8,8 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmseg.registry import MODELS, TASK_UTILS
-from mmseg_mile.models.backbones import LoRAExpertBackbone
-from mmseg_mile.models.embedders import StemStatisticsEmbedder
+from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
+from mmseg_mile.gates.embedders import StemStatisticsEmbedder
 
 
 class Tokens(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmseg.registry import TASK_UTILS
-from mmseg_mile.models.embedders import ThumbnailEmbedder
+from mmseg_mile.gates.embedders import ThumbnailEmbedder
 
 
 def test_pixels_are_means_of_areas_channel_by_channel():

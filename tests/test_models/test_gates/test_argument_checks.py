@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mmseg_mile.models.gates.argument_checks import check_bounds, check_choice
+from mmseg_mile.gates.base_gate import check_bounds, check_choice
 
 
 def test_choice_names_what_is_allowed():

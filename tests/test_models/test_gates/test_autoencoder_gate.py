@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmseg.registry import TASK_UTILS
-from mmseg_mile.models.gates import AutoencoderGate
+from mmseg_mile.methods.baselines.autoencoder_gates import AutoencoderGate
 
 
 def test_code_has_a_hundred_units_unless_said_otherwise():

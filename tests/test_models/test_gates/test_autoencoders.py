@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates.autoencoders import (ConvAutoencoder,
-                                                  LinearAutoencoder)
+from mmseg_mile.methods.baselines.autoencoder_gates import (ConvAutoencoder,
+                                                            LinearAutoencoder)
 
 NETWORKS = [LinearAutoencoder(48, 4), ConvAutoencoder((3, 4, 4), (5, 6), 2)]
 by_network = pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmseg.registry import TASK_UTILS
-from mmseg_mile.models.embedders import ThumbnailEmbedder
-from mmseg_mile.models.gates import ConvAutoencoderGate
+from mmseg_mile.gates.embedders import ThumbnailEmbedder
+from mmseg_mile.methods.baselines.autoencoder_gates import ConvAutoencoderGate
 
 
 def test_defaults_fit_the_embedder_s():

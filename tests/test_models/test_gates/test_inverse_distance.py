@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmseg_mile.models.gates.inverse_distance import (inverse_distance_weights,
-                                                      nearest_weights)
+from mmseg_mile.gates.base_gate import (inverse_distance_weights,
+                                        nearest_weights)
 
 
 def row(*values: float) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmseg_mile.models.gates import LastGate
+from mmseg_mile.gates.simple_gates import LastGate
 
 
 def test_every_image_goes_to_the_task_learned_last():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models import PrototypeGate
-from mmseg_mile.models.gates.merged_prototypes import merge_prototypes
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.gates.prototypes import merge_prototypes
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates import MismatchedGate
+from mmseg_mile.gates.simple_gates import MismatchedGate
 
 IMAGES = torch.arange(600.0).view(300, 2)
 

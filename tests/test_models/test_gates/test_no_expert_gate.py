@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmseg_mile.models.gates import NoExpertGate
+from mmseg_mile.gates.simple_gates import NoExpertGate
 
 
 def test_image_has_no_expert_but_distances_and_a_flag():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmseg_mile.models.gates import OracleGate
+from mmseg_mile.gates.simple_gates import OracleGate
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates.own_spread import (OwnSpread, OwnSpreads,
-                                                calibrate, oas_shrinkage,
-                                                unfamiliarity)
-from mmseg_mile.models.gates.prototypes import Prototypes
+from mmseg_mile.gates.prototypes import (OwnSpread, OwnSpreads, Prototypes,
+                                         calibrate, oas_shrinkage,
+                                         unfamiliarity)
 
 CROSS = torch.tensor([[-2., 0], [2, 0], [0, 1], [0, -1]]).double()
 

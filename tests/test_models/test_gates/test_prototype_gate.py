@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmseg.registry import TASK_UTILS
-from mmseg_mile.models.gates import PrototypeGate
+from mmseg_mile.gates.prototype_gate import PrototypeGate
 
 METRICS = ('euclidean', 'cosine', 'mahalanobis')
 FLAGS = ('own', 'shared')

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates.prototype_metric import (PrototypeMetric,
-                                                      Whitening,
-                                                      shared_whitening)
-from mmseg_mile.models.gates.prototypes import Prototypes, pack, unpack
+from mmseg_mile.gates.prototype_gate import (PrototypeMetric, Whitening,
+                                             shared_whitening)
+from mmseg_mile.gates.prototypes import Prototypes, pack, unpack
 
 SIZE = 6
 metrics = pytest.mark.parametrize('shrinkage', [None, 0.1, 1.0])

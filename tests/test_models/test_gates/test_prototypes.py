@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates.prototypes import (Prototypes, drift_of, folds,
-                                                k_means, own_embeddings, pack,
-                                                runs, unpack)
+from mmseg_mile.gates.prototypes import (Prototypes, drift_of, folds, k_means,
+                                         own_embeddings, pack, runs, unpack)
 
 CORNERS = torch.tensor([[0., 0], [0, 2], [10, 0], [10, 2]]).double()
 

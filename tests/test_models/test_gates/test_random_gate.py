@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates import RandomGate
+from mmseg_mile.gates.simple_gates import RandomGate
 
 IMAGES = torch.arange(600.0).view(300, 2)
 

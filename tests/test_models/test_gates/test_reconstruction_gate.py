@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates import (AutoencoderGate, ConvAutoencoderGate,
-                                     PrototypeGate)
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.methods.baselines.autoencoder_gates import (AutoencoderGate,
+                                                            ConvAutoencoderGate
+                                                            )
 
 LOW, HALF, HIGH = torch.tensor([-2., 0., 2.]).sigmoid().tolist()
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmseg_mile.models.gates import PrototypeGate
+from mmseg_mile.gates.prototype_gate import PrototypeGate
 
 METRICS = ('euclidean', 'cosine', 'mahalanobis')
 bounded = settings(

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mmseg.registry import TASK_UTILS
-from mmseg_mile.models.gates import PrototypeGate, SemLAGate
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.methods.semla.semla_gate import SemLAGate
 
 # nine images around (0, 0)
 SQUARE = torch.cartesian_prod(*[torch.tensor([-.1, 0, .1])] * 2)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates.inverse_distance import nearest_weights
-from mmseg_mile.models.gates.unfamiliar_policy import (check_policy,
-                                                       handle_unfamiliar)
+from mmseg_mile.gates.base_gate import (check_policy, handle_unfamiliar,
+                                        nearest_weights)
 from mmseg_mile.structures import Routing
 
 NAN = float('nan')

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mmseg.models.decode_heads.san_head as san_head
-from mmseg_mile.models.heads import point_sampling
+from mmseg_mile.methods.semla import side_adapter_clip as point_sampling
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmseg_mile.models.lora import Adapter
+from mmseg_mile.adapters.adapter import Adapter
 
 
 def adapter(value: float, scaling: float = 1.0, **norm: Tensor) -> Adapter:

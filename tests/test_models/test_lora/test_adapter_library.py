@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.lora import Adapter, AdapterLibrary
+from mmseg_mile.adapters.adapter import Adapter
+from mmseg_mile.adapters.adapter_library import AdapterLibrary
 
 
 def adapter(value: float) -> Adapter:

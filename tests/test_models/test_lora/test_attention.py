@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from mmseg_mile.models.lora import LinearMultiheadAttention, replace_attention
-from mmseg_mile.models.lora.attention import can_replace
+from mmseg_mile.adapters.attention import (LinearMultiheadAttention,
+                                           can_replace, replace_attention)
 
 # Shape legend: B images, L queries, S keys, C channels
 B, L, S, C, HEADS = 2, 5, 7, 8, 2

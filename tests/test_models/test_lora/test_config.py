@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmseg_mile.models.lora import check_lora_config, lora_scaling
+from mmseg_mile.adapters.targets import check_lora_config, lora_scaling
 
 
 def test_arguments_for_peft_come_without_the_targets():

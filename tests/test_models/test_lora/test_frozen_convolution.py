@@ -7,7 +7,7 @@ import torch
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import nn
 
-from mmseg_mile.models.lora.frozen_convolution import FrozenConv2d, can_freeze
+from mmseg_mile.adapters.fast_layers import FrozenConv2d, can_freeze
 
 CONVOLUTIONS = {
     'depthwise': lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4),

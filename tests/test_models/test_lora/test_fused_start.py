@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.lora import Adapter, fused_adapter, lora_delta
+from mmseg_mile.adapters.adapter import Adapter, fused_adapter, lora_delta
 
 CONFIG = dict(r=2, lora_alpha=4)
 BASE = {'layer.weight': torch.zeros(5, 4), 'norm.bias': torch.zeros(3)}

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from mmseg_mile.models.lora import LoRAInjection, merge_adapters
-from mmseg_mile.models.lora.frozen_convolution import FrozenConv2d
-from mmseg_mile.models.lora.recomputation import RecomputedActivation
+from mmseg_mile.adapters.adapter import merge_adapters
+from mmseg_mile.adapters.fast_layers import FrozenConv2d, RecomputedActivation
+from mmseg_mile.adapters.injection import LoRAInjection
 
 LORA = dict(r=2, lora_alpha=4, lora_dropout=0.0, use_rslora=False)
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_mile.models.lora import Adapter, lora_delta
-from mmseg_mile.models.lora.joined_adapters import (Residual, cut_adapter,
-                                                    join_adapters,
-                                                    total_residual)
+from mmseg_mile.adapters.adapter import (Adapter, Residual, cut_adapter,
+                                         join_adapters, lora_delta,
+                                         total_residual)
 
 
 def adapter(rank, scaling, layers=('fc', 'conv')):

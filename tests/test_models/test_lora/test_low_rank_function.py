@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmseg_mile.models.lora.low_rank_function import (LowRankFunction,
-                                                      LowRankPlan)
-from mmseg_mile.models.lora.weight_products import (ColumnProducts,
-                                                    ConvolutionProducts,
-                                                    RowProducts)
+from mmseg_mile.adapters.fast_layers import (ColumnProducts,
+                                             ConvolutionProducts,
+                                             LowRankFunction, LowRankPlan,
+                                             RowProducts)
 
 # Products, shape of x, shape of A at rank 2.
 LAYOUTS = {

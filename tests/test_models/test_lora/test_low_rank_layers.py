@@ -10,10 +10,9 @@ from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmseg_mile.models.lora import lora_delta
-from mmseg_mile.models.lora.low_rank_layers import (LowRankConv2d,
-                                                    LowRankLinear, LowRankTerm,
-                                                    Part, PartedNorm)
+from mmseg_mile.adapters.adapter import lora_delta
+from mmseg_mile.adapters.low_rank_pass import (LowRankConv2d, LowRankLinear,
+                                               LowRankTerm, Part, PartedNorm)
 
 CONVS = dict(
     strided=dict(kernel_size=3, stride=2, padding=1),

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmseg_mile.models.lora import Adapter, LowRankPass, TensorSlots
-from mmseg_mile.models.lora.low_rank_pass import low_rank_terms
+from mmseg_mile.adapters.adapter import Adapter
+from mmseg_mile.adapters.adapter_library import TensorSlots
+from mmseg_mile.adapters.low_rank_pass import LowRankPass, low_rank_terms
 
 
 class Net(nn.Module):

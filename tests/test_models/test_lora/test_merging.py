@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from mmseg_mile.models.lora import Adapter, lora_delta, merge_adapters
+from mmseg_mile.adapters.adapter import Adapter, lora_delta, merge_adapters
 
 LORA = dict(r=2, lora_alpha=6, lora_dropout=0.0, use_rslora=False)
 LAYERS = dict(

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from mmseg_mile.models.lora.peft_attention import (Pair, attentions,
-                                                   out_proj_count, pack_pairs,
-                                                   unpack_base, unpack_pairs)
+from mmseg_mile.library.peft_folder import (Pair, attentions, out_proj_count,
+                                            pack_pairs, unpack_base,
+                                            unpack_pairs)
 
 PARTS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from peft import LoraConfig
 
-from mmseg_mile.models.lora.peft_config import PeftConfig
+from mmseg_mile.library.peft_folder import PeftConfig
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmseg_mile.models.lora import lora_scaling
-from mmseg_mile.models.lora.peft_folder import (read_peft_folder,
-                                                write_peft_folder)
+from mmseg_mile.adapters.targets import lora_scaling
+from mmseg_mile.library.peft_folder import read_peft_folder, write_peft_folder
 
 LORA = dict(r=2, lora_alpha=6, lora_dropout=0.0, use_rslora=False)
 

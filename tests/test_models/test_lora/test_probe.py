@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_mile.models.lora import probe_images
+from mmseg_mile.adapters.targets import probe_images
 
 
 def net(**fields: object) -> nn.Module:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmseg.models.backbones.mit import MixFFN
-from mmseg_mile.models.lora import LoRAInjection
-from mmseg_mile.models.lora.recomputation import (RecomputedActivation,
-                                                  can_recompute,
-                                                  recomputation_of)
+from mmseg_mile.adapters.fast_layers import (RecomputedActivation,
+                                             can_recompute, recomputation_of)
+from mmseg_mile.adapters.injection import LoRAInjection
 
 LORA = dict(r=2, lora_alpha=4, lora_dropout=0.0, use_rslora=False)
 WIDTH = 6  # of the hidden map

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmseg_mile.models.lora import Adapter, lora_delta, merge_adapters
-from mmseg_mile.models.lora.stacked_adapters import StackedAdapters
+from mmseg_mile.adapters.adapter import (Adapter, StackedAdapters, lora_delta,
+                                         merge_adapters)
 
 BASE = {
     'fc.weight': torch.linspace(-1, 1, 4 * 6).view(4, 6),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmseg_mile.models.lora.stacked_tensors import StackedTensors
+from mmseg_mile.adapters.adapter import StackedTensors
 
 BASE = {
     'weight': torch.tensor([1.0, 1.0]),

@@ -8,8 +8,9 @@ from mmcv.cnn import ConvWS2d
 from torch import Tensor, nn
 
 from mmseg.registry import MODELS
-from mmseg_mile.models.lora import replace_attention, resolve_targets
-from mmseg_mile.models.lora.targets import called_modules, is_adaptable
+from mmseg_mile.adapters.attention import replace_attention
+from mmseg_mile.adapters.targets import (called_modules, is_adaptable,
+                                         resolve_targets)
 
 MIT = dict(
     type='MixVisionTransformer',

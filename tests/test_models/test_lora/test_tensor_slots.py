@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmseg_mile.models.lora import TensorSlots
+from mmseg_mile.adapters.adapter_library import TensorSlots
 
 
 @pytest.fixture

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # yapf: disable
-from mmseg_mile.models.lora.trainable_layers import (TrainableConv2d,
-                                                     TrainableLayer,
-                                                     TrainableLinear,
-                                                     TrainableMergedLayer,
-                                                     TrainablePointwiseConv2d,
-                                                     trainable_layer)
+from mmseg_mile.adapters.fast_layers import (TrainableConv2d, TrainableLayer,
+                                             TrainableLinear,
+                                             TrainableMergedLayer,
+                                             TrainablePointwiseConv2d,
+                                             trainable_layer)
 
 # yapf: enable
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmseg_mile.models.lora.weight_products import (ColumnProducts,
-                                                    ConvolutionProducts,
-                                                    RowProducts,
-                                                    WeightProducts)
+from mmseg_mile.adapters.fast_layers import (ColumnProducts,
+                                             ConvolutionProducts, RowProducts,
+                                             WeightProducts)
 
 # Products, shape of x, shape of W (3 outputs, 4 inputs).
 LAYOUTS = {

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from mmseg.models.backbones.swin import WindowMSA
-from mmseg_mile.models.lora import replace_attention
-from mmseg_mile.models.lora.window_attention import (FusedWindowMSA,
-                                                     can_replace_window)
+from mmseg_mile.adapters.attention import (FusedWindowMSA, can_replace_window,
+                                           replace_attention)
 
 C, HEADS, SIDE, WINDOWS = 12, 3, 4, 6
 N = SIDE * SIDE

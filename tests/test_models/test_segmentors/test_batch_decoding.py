@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
-from mmseg_mile.models.segmentors.batch_decoding import Decoder, decode_batch
+from mmseg_mile.methods.prediction import Decoder, decode_batch
 
 SIZE = (37, 50)
 

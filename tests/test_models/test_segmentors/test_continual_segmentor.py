@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from mmseg.models import EncoderDecoder
-from mmseg_mile.models import ContinualSegmentor
+from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 
 
 class PlainSegmentor(ContinualSegmentor):

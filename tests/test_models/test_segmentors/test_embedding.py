@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.embedders.disturbed_images import disturbed_image
-from mmseg_mile.models.segmentors import embedding
-from mmseg_mile.models.segmentors.embedding import check_embedder, embed_images
+from mmseg_mile.gates.embedders import disturbed_image
+from mmseg_mile.methods.mile import expert_segmentor as embedding
+from mmseg_mile.methods.mile.expert_segmentor import (check_embedder,
+                                                      embed_images)
 
 
 def test_batches_come_out_in_order(fresh, toys):

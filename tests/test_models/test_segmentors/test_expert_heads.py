@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from mmseg_mile.experts import ExpertCache, ExpertStore
-from mmseg_mile.models.segmentors.expert_heads import ExpertHeads
+from mmseg_mile.adapters.adapter_library import ExpertCache
+from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.methods.mile.expert_heads import ExpertHeads
 
 CPU = torch.device('cpu')
 

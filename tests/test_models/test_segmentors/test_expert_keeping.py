@@ -7,7 +7,7 @@ import torch
 from mmengine.config import ConfigDict
 
 from mmseg.registry import MODELS
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.library.expert_store import ExpertStore
 
 STREAM = ('day', 'night', 'fog')
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates import FixedGate, OracleGate
+from mmseg_mile.gates.simple_gates import FixedGate, OracleGate
 
 STREAM = ('day', 'night', 'fog')
 

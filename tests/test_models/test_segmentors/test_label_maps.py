@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmseg_mile.models.segmentors import label_maps
-from mmseg_mile.models.segmentors.label_maps import label_map
+from mmseg_mile.methods import prediction as label_maps
+from mmseg_mile.methods.prediction import label_map
 
 # Grid of the logits, size of the label map.
 RESIZES = dict(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmseg_mile.experts import ExpertStore
+from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.structures import Task
 
 NUM_EXPERTS = 300

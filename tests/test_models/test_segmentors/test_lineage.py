@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from mmseg_mile.models.segmentors.lineage import (Lineage, descendant_mixtures,
-                                                  mixed)
+from mmseg_mile.methods.mile.child_averaging import (Lineage,
+                                                     descendant_mixtures,
+                                                     mixed)
 from mmseg_mile.structures import Routing
 
 SAME = ('road', 'sky')

@@ -10,8 +10,8 @@ import tiny_san
 import torch
 from tiny_stream import COLOUR_CLASSES, INFRARED_CLASSES, TINY_MODEL
 
-from mmseg_mile.experts import ExpertStore
-from mmseg_mile.models.gates import NoExpertGate
+from mmseg_mile.gates.simple_gates import NoExpertGate
+from mmseg_mile.library.expert_store import ExpertStore
 
 STREAM = ('day', 'night', 'fog')
 VOCABULARY = ('lamp', 'road', 'unicorn', 'sky')

@@ -6,10 +6,9 @@ import pytest
 import tiny_san
 import torch
 
-from mmseg_mile.experts.expert_cache import ExpertCache
-from mmseg_mile.models.segmentors.open_vocabulary_heads import \
-    OpenVocabularyHeads
-from mmseg_mile.models.segmentors.task_head import build_head, head_config
+from mmseg_mile.adapters.adapter_library import ExpertCache
+from mmseg_mile.methods.continual_segmentor import build_head, head_config
+from mmseg_mile.methods.semla.open_vocabulary import OpenVocabularyHeads
 from mmseg_mile.structures import Task
 
 CPU = torch.device('cpu')

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
-from mmseg_mile.models.segmentors.predicted_samples import PredictedSamples
+from mmseg_mile.methods.prediction import PredictedSamples
 
 INPUT = (24, 32)
 PADDED = dict(img_shape=(20, 29), img_padding_size=[1, 2, 4, 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.backbones import expert_forward
+from mmseg_mile.adapters import lora_expert_backbone as expert_forward
 
 STREAM = ('day', 'night', 'fog')
 MIXED = ('night', 'day', 'fog', 'night')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.models.gates import BaseGate
+from mmseg_mile.gates.base_gate import BaseGate
 from mmseg_mile.structures import Routing
 
 SAME = ('road', 'sky')

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mmseg_mile.models.segmentors.expert_heads import LabelSpace
-from mmseg_mile.models.segmentors.routing_info import routing_info
+from mmseg_mile.methods.mile.expert_heads import LabelSpace
+from mmseg_mile.methods.mile.expert_segmentor import routing_info
 from mmseg_mile.structures import Routing
 
 

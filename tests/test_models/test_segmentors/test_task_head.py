@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_mile.models.segmentors.task_head import (build_head, copy_matching,
+from mmseg_mile.methods.continual_segmentor import (build_head, copy_matching,
                                                     head_config)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mmseg_mile.models.gates import LastGate, PrototypeGate
-from mmseg_mile.models.segmentors.task_start import check_start, start_of
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.gates.simple_gates import LastGate
+from mmseg_mile.methods.mile.expert_segmentor import check_start, start_of
 from mmseg_mile.structures import Task
 
 

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that learn a stream: the contract, and a room for each."""
+from .baselines import (AutoencoderGate, ConvAutoencoderGate, EWCSegmentor,
+                        FineTuneSegmentor, JointSegmentor, LwFSegmentor,
+                        MDILSegmentor, SharedLoRASegmentor,
+                        SingleTaskSegmentor)
+from .continual_segmentor import ContinualSegmentor
+from .heads import LevelwiseSegformerHead
+from .mile import ExpertSegmentor
+from .semla import (CLIPEmbedder, OpenVocabularyExpertSegmentor,
+                    OpenVocabularyHead, SemLAGate, SideAdapterCLIP)
+
+__all__ = [
+    'AutoencoderGate', 'CLIPEmbedder', 'ContinualSegmentor',
+    'ConvAutoencoderGate', 'EWCSegmentor', 'ExpertSegmentor',
+    'FineTuneSegmentor', 'JointSegmentor', 'LevelwiseSegformerHead',
+    'LwFSegmentor', 'MDILSegmentor', 'OpenVocabularyExpertSegmentor',
+    'OpenVocabularyHead', 'SemLAGate', 'SharedLoRASegmentor',
+    'SideAdapterCLIP', 'SingleTaskSegmentor'
+]
