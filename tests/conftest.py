@@ -14,8 +14,8 @@ import torch.distributed
 from mmengine.logging import MMLogger
 from mmengine.utils import ManagerMixin
 
-# tests/tiny_stream.py: a stream that is learned in seconds.
-pytest_plugins = ['tiny_stream']
+# tests/tiny.py: a stream that is learned in seconds.
+pytest_plugins = ['tiny']
 
 MARKERS = (
     'integration: a real Runner learns two tasks for a few iterations',

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mmseg_mile.evaluation.leave_one_out import Leak, LeaveOneOut, LeftOutRun
-from mmseg_mile.evaluation.left_out_methods import (COMPARED, ORACLE, POLICIES,
-                                                    removals, tau_method)
+from mmseg_mile.evaluation.left_out_methods import (COMPARED, OOD_POLICIES,
+                                                    ORACLE, removals,
+                                                    tau_method)
 from mmseg_mile.evaluation.left_out_score import LeftOutScore
 
 TARGETS = ('fog', 'rain', 'city')
@@ -40,13 +41,14 @@ def fabricated(
         for column, target in enumerate(TARGETS):
             for scope, removed in removals(target, families[target]).items():
                 flagged = 8 if removed else 1
-                for method in (*COMPARED, *POLICIES, *map(tau_method, taus)):
+                for method in (*COMPARED, *OOD_POLICIES,
+                               *map(tau_method, taus)):
                     if method == ORACLE and scope != 'none':
                         continue
                     values = mious.get((scope, method), (50, ) * 3)
                     score = LeftOutScore(
                         target, removed, method, 10,
-                        10 - flagged * (method == POLICIES[2]), flagged,
+                        10 - flagged * (method == OOD_POLICIES[2]), flagged,
                         values[column] + 2.0 * index, dict(road=50.0))
                     found.setdefault((target, removed, method), score)
         runs.append(LeftOutRun(seed, tuple(leaks), tuple(found.values())))

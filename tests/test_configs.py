@@ -96,7 +96,7 @@ def test_model_can_learn_the_stream(path):
     assert len(names) == len(set(names)) > 1
     model = model_of(path)
     if load(path).train_cfg.get('experts_from'):
-        model.adopts_experts = True
+        model.reuses_experts = True
     model.check_stream(tasks)
 
 

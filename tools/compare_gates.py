@@ -8,7 +8,7 @@
 
 Each domain's training images are learned and its validation images routed;
 with ``--folders``, every other image of a folder is learned and the rest
-routed, which needs no labels. With ``--held-out``, the flag for unfamiliar
+routed, which needs no labels. With ``--held-out``, the flag for out-of-distribution
 images is tried: each domain is left out in turn, and its validation images
 should be flagged, those of the others should not. With ``--disturbed``,
 validation images are routed darker, brighter, softer, noisier than learned.
@@ -23,9 +23,9 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import Runner
 
-from mmseg_mile.apis.disturbed_study import disturbed_study
 from mmseg_mile.apis.gate_study import routing_study
 from mmseg_mile.apis.held_out_study import embedders_of, held_out_study
+from mmseg_mile.apis.perturbation_study import perturbation_study
 from mmseg_mile.library.edits import open_library
 
 Images = Dict[str, Tuple[Any, Any]]
@@ -116,7 +116,8 @@ def main() -> None:
         print(held_out_study(loop.model, images, embedders, args.quantiles))
     elif args.disturbed:
         print(
-            disturbed_study(loop.model, images, embedders, args.drift_weights))
+            perturbation_study(loop.model, images, embedders,
+                               args.perturbation_weights))
     else:
         print(routing_study(loop.model, images, args.scales))
 

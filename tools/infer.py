@@ -48,17 +48,18 @@ def parse_args() -> argparse.Namespace:
 
 def show(report: InferenceReport, out: Path) -> None:
     """Print images per expert, and what they took."""
-    table = PrettyTable(['expert', 'images', 'unfamiliar'])
+    table = PrettyTable(['expert', 'images', 'ood'])
     table.align = 'r'
     table.align['expert'] = 'l'
     for name, count in report.images.most_common():
-        table.add_row([name, count, report.unfamiliar[name]])
+        table.add_row([name, count, report.ood[name]])
     print(table)
     for name, reason in report.broken.items():
         print(f'skipped {name}: {reason}')
     total = sum(report.images.values())
     each = 1000 * report.seconds / max(1, report.predicted)
-    print(f'{total} images, {sum(report.unfamiliar.values())} unfamiliar, '
+    print(f'{total} images, {sum(report.ood.values())} '
+          'out-of-distribution, '
           f'{len(report.broken)} skipped; {report.predicted} predicted now, '
           f'{each:.0f} ms each; results in {out}')
 

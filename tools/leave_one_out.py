@@ -8,7 +8,7 @@ without its own expert, and without those of its family (`family` of a task in
 train_cfg.tasks; by default, tasks of one dataset class below one data_root):
 by the base alone, by all other experts alike, by the nearest one, and by
 SemLA's weights of the nearest ones, fused as weights or as outputs; and with
-each policy for images that the gate flags as unfamiliar.
+each policy for images that the gate flags as out-of-distribution.
 
 DIR gets leave_one_out.{json,md,csv,png}, images.jsonl (weights, distances and
 mIoU of each image in each cell), and cells/ with what is finished: the same
@@ -46,8 +46,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         action=DictAction,
         help='options of the gate, as key=value: top_k, tau, relative; '
-        'metric, num_prototypes, shrinkage, drift_weight, '
-        'unfamiliar_quantile, flag '
+        'metric, num_prototypes, shrinkage, perturbation_weight, '
+        'ood_quantile, flag '
         "(default: those of the run's gate, top_k=5, tau=0.4, relative=True)")
     parser.add_argument(
         '--sweep-tau',

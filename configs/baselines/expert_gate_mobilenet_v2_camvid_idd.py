@@ -6,7 +6,7 @@ Expect: see configs/README.md.
 _base_ = '../mile/mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
 model = dict(
-    descendant_temperature=None,
+    child_averaging=None,
     embedder=dict(stages=(3, ), scale=1.0),
     gate=dict(_delete_=True, type='AutoencoderGate'))
 train_cfg = dict(

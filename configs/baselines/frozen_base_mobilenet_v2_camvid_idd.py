@@ -8,5 +8,5 @@ _base_ = '../mile/mobilenet_v2_camvid_idd.py'
 # trains the base; with model.backbone.base_training=none it stays as
 # pretrained.
 model = dict(
-    descendant_temperature=None, backbone=dict(lora=None, train_norm=False))
+    child_averaging=None, backbone=dict(lora=None, train_norm=False))
 train_cfg = dict(method='Frozen base, head per task')

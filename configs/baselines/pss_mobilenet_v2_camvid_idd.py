@@ -6,7 +6,7 @@ Expect: see configs/README.md.
 _base_ = '../mile/mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
 model = dict(
-    descendant_temperature=None,
+    child_averaging=None,
     embedder=dict(_delete_=True, type='ThumbnailEmbedder', size=(48, 64)),
     gate=dict(
         _delete_=True, type='ConvAutoencoderGate', image_shape=(3, 48, 64)))

@@ -19,6 +19,6 @@ model = dict(
     init_from='previous',
     # The later experts went on training its weights: mixed into an expert,
     # they help its images as well.
-    descendant_temperature=1.0)
+    child_averaging=1.0)
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(lora_=dict(lr_mult=2.0))))

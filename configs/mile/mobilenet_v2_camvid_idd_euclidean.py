@@ -6,7 +6,7 @@ Expect: see configs/README.md.
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
 model = dict(
-    descendant_temperature=None,
+    child_averaging=None,
     embedder=dict(stages=(3, ), statistics=('mean', ), scale=1.0),
     gate=dict(metric='euclidean'))
 train_cfg = dict(

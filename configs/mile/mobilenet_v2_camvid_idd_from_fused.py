@@ -4,5 +4,5 @@ Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd_from_fused.py
 Expect: see configs/README.md.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
-model = dict(descendant_temperature=None, init_from='fused')
+model = dict(child_averaging=None, init_from='fused')
 train_cfg = dict(method='MILE, experts from their neighbours')

@@ -5,7 +5,7 @@ Expect: see configs/README.md.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
-model = dict(descendant_temperature=None)
+model = dict(child_averaging=None)
 train_cfg = dict(
     method='MILE, one expert per image',
     experts_from='{work_dir}/mobilenet_v2_camvid_idd/seed_{seed}')

@@ -6,7 +6,7 @@ Expect: see configs/README.md.
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
 model = dict(
-    descendant_temperature=None,
+    child_averaging=None,
     gate=dict(_delete_=True, type='OracleGate', fall_back=True))
 train_cfg = dict(
     method='MILE, oracle gate',

@@ -6,7 +6,7 @@ Expect: see configs/README.md.
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Nearest mean of the last stage at full resolution, experts from the base.
 model = dict(
-    descendant_temperature=None,
+    child_averaging=None,
     backbone=dict(base_training='none'),
     embedder=dict(stages=(3, ), statistics=('mean', ), scale=1.0),
     gate=dict(metric='euclidean'),

@@ -4,5 +4,5 @@ Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd_pretrained_ba
 Expect: see configs/README.md.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
-model = dict(descendant_temperature=None, backbone=dict(base_training='none'))
+model = dict(child_averaging=None, backbone=dict(base_training='none'))
 train_cfg = dict(method='MILE, pretrained base')

@@ -6,7 +6,7 @@ Expect: see configs/README.md.
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
 model = dict(
-    descendant_temperature=None, gate=dict(_delete_=True, type='RandomGate'))
+    child_averaging=None, gate=dict(_delete_=True, type='RandomGate'))
 train_cfg = dict(
     method='MILE, random gate',
     experts_from='{work_dir}/mobilenet_v2_camvid_idd/seed_{seed}')

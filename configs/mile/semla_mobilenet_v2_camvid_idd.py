@@ -10,7 +10,7 @@ _base_ = './mobilenet_v2_camvid_idd.py'
 # The index is the mean embedding of the frozen base. SemLA's tau is for
 # distances of CLIP; relative ones need no unit.
 model = dict(
-    descendant_temperature=None,
+    child_averaging=None,
     embedder=dict(stages=(3, ), statistics=('mean', ), scale=1.0),
     gate=dict(
         _delete_=True, type='SemLAGate', top_k=5, tau=0.4, relative=True))

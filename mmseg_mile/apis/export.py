@@ -47,7 +47,7 @@ def export_expert(model: ExpertSegmentor, experts: Experts) -> Dict[str, Any]:
             mixture is no single model.
     """
     mixture = as_mixture(experts)
-    speaker = speaker_of(model, mixture)
+    speaker = head_expert(model, mixture)
     labels = model.heads.labels(speaker)
     state: Dict[str, Tensor] = {}
     for key, value in merged_backbone(model, mixture).items():
@@ -84,7 +84,7 @@ def as_mixture(experts: Experts) -> Dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-def speaker_of(model: ExpertSegmentor, mixture: Mapping[str, float]) -> str:
+def head_expert(model: ExpertSegmentor, mixture: Mapping[str, float]) -> str:
     """The expert whose classes and kind of head a mixture has: the heaviest.
 
     Raises:
@@ -99,8 +99,8 @@ def speaker_of(model: ExpertSegmentor, mixture: Mapping[str, float]) -> str:
             f'model.fusion is {model.fusion!r}, by which {list(mixture)} '
             'predict one by one: that is no single model. Export each alone, '
             "or give a config with model.fusion='weights'")
-    alike = model.heads.alike(mixture)
-    others = [name for name in mixture if name not in alike]
+    fusable = model.heads.fusable(mixture)
+    others = [name for name in mixture if name not in fusable]
     if others:
         raise ValueError(
             f'the heads of {others} cannot be averaged with that of '

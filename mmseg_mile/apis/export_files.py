@@ -24,7 +24,7 @@ from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
                                                       RoutedSegmentor)
 from mmseg_mile.version import __version__
-from .export import (Experts, as_mixture, export_expert, speaker_of,
+from .export import (Experts, as_mixture, export_expert, head_expert,
                      stock_config)
 from .export_check import (SIZE, TOLERANCE, Difference, Output, compare,
                            drawn_images, loaded_image, stock_output)
@@ -67,7 +67,7 @@ class ExportSource:
         tellers = chosen if told else store.open(store.names)
         cfg, ways = config_and_ways(tellers, first, config)
         self.model = build_model(_to_compare(cfg), store, chosen, 'cpu')
-        self.speaker = speaker_of(self.model, self.mixture)
+        self.speaker = head_expert(self.model, self.mixture)
         self.pipeline = _pipeline(ways, self.speaker)
         #: See :func:`stock_config`.
         self.config = stock_config(cfg.model, self.model, self.mixture,
@@ -104,8 +104,8 @@ def _pipeline(ways: Ways, speaker: str) -> Optional[List[Any]]:
     found = list(ways.values())
     if speaker in ways:
         return ways[speaker]
-    alike = all(other == found[0] for other in found[1:])
-    return found[0] if found and alike else None
+    fusable = all(other == found[0] for other in found[1:])
+    return found[0] if found and fusable else None
 
 
 _CHECKPOINT, _ONNX = '.pth', '.onnx'

@@ -13,8 +13,8 @@ from torch import Tensor
 from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_looks,
-                                                      prepared_looks)
+                                                      embed_views,
+                                                      prepared_views)
 
 # Shape legend: N images, D embedding
 STAGE_SETS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
@@ -59,12 +59,12 @@ class StageEmbeddings:
                 torch.zeros(1, 3, 128, 128, device=model.device))
         self._channels = [int(o.shape[1]) for o in outputs]
 
-    def embed(self, loader: Iterable[dict], num_looks: int = 1) -> Tensor:
+    def embed(self, loader: Iterable[dict], num_views: int = 1) -> Tensor:
         """Embeddings over all stages and both statistics.
 
         Args:
             loader (Iterable[dict]): Batches of images.
-            num_looks (int): L, at each image, see :meth:`BaseGate.fit`.
+            num_views (int): L, at each image, see :meth:`BaseGate.fit`.
                 Defaults to 1.
 
         Returns:
@@ -72,8 +72,8 @@ class StageEmbeddings:
         """
         model = self._model
         return torch.cat([
-            embed_looks(model, self._embedder,
-                        prepared_looks(model, batch, num_looks))
+            embed_views(model, self._embedder,
+                        prepared_views(model, batch, num_views))
             for batch in loader
         ])
 
@@ -119,7 +119,7 @@ def routing_study(model: ExpertSegmentor, images: Mapping[str, Tuple[Any,
             name:
             Split(
                 stages.embed(train,
-                             PrototypeGate().num_looks), stages.embed(test))
+                             PrototypeGate().num_views), stages.embed(test))
             for name, (train, test) in images.items()
         }
         for label, (chosen, statistics) in STAGE_SETS.items():
@@ -149,7 +149,7 @@ def route_all(gate: PrototypeGate,
 
     Returns:
         tuple[np.ndarray, float]: (T, T) image counts, rows true domain,
-        columns chosen; share of the test images flagged unfamiliar.
+        columns chosen; share of the test images flagged out-of-distribution.
     """
     for name, split in domains.items():
         gate.fit(name, split.train)
@@ -173,5 +173,5 @@ def route_known(gate: PrototypeGate,
         routing = gate.route(test, [None] * len(test))
         chosen = routing.weights.argmax(1).numpy()
         confusion[row] = np.bincount(chosen, minlength=len(images))
-        flagged += int(routing.unfamiliar.sum())
+        flagged += int(routing.ood.sum())
     return confusion, flagged / max(1, int(confusion.sum()))

@@ -16,8 +16,8 @@ from mmseg_mile.gates.embedders import (FeatureStatisticsEmbedder,
                                         StemStatisticsEmbedder)
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_looks,
-                                                      prepared_looks)
+                                                      embed_views,
+                                                      prepared_views)
 from .gate_study import Split, route_all
 
 # Shape legend: N images, D embedding
@@ -89,14 +89,14 @@ def embedders_of(model: ExpertSegmentor,
 def embed_all(model: ExpertSegmentor,
               embedders: Mapping[str, Any],
               loader: Iterable[dict],
-              num_looks: int = 1) -> Dict[str, Tensor]:
+              num_views: int = 1) -> Dict[str, Tensor]:
     """Embeddings of images by several embedders in one pass.
 
     Args:
         model (ExpertSegmentor): Whose frozen base and preprocessor.
         embedders (Mapping[str, Any]): By name.
         loader (Iterable[dict]): Batches of images.
-        num_looks (int): L, at each image, see :meth:`BaseGate.fit`.
+        num_views (int): L, at each image, see :meth:`BaseGate.fit`.
             Defaults to 1.
 
     Returns:
@@ -104,9 +104,9 @@ def embed_all(model: ExpertSegmentor,
     """
     parts: Dict[str, List[Tensor]] = {name: [] for name in embedders}
     for batch in loader:
-        looks = prepared_looks(model, batch, num_looks)
+        looks = prepared_views(model, batch, num_views)
         for name, embedder in embedders.items():
-            parts[name].append(embed_looks(model, embedder, looks))
+            parts[name].append(embed_views(model, embedder, looks))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
@@ -114,7 +114,7 @@ def hold_out(domains: Mapping[str, Split], **gate: Any) -> HeldOut:
     """Learn all domains but one; is an image of that one noticed?
 
     Familiar are the test images of the domains that were learned,
-    unfamiliar those of the one held out: no image that is scored was
+    out-of-distribution those of the one held out: no image that is scored was
     learned from.
 
     Args:
@@ -134,9 +134,9 @@ def hold_out(domains: Mapping[str, Split], **gate: Any) -> HeldOut:
         for other, split in known.items():
             learned.fit(other, split.train)
         familiar = np.concatenate(
-            [_unfamiliarity(learned, s.test) for s in known.values()])
+            [_ood_score(learned, s.test) for s in known.values()])
         scores[name] = flag_scores(familiar,
-                                   _unfamiliarity(learned, domains[name].test))
+                                   _ood_score(learned, domains[name].test))
     confusion, _ = route_all(PrototypeGate(**gate), domains)
     return HeldOut(scores, float(confusion.trace() / confusion.sum()))
 
@@ -159,7 +159,7 @@ def held_out_study(model: ExpertSegmentor, images: Mapping[str, Tuple[Any,
     """
     embedded = {
         name: (embed_all(model, embedders, train,
-                         PrototypeGate().num_looks),
+                         PrototypeGate().num_views),
                embed_all(model, embedders, test))
         for name, (train, test) in images.items()
     }
@@ -182,7 +182,7 @@ def held_out_table(domains: Mapping[str, Mapping[str, Split]],
 
     Args:
         domains (Mapping[str, Mapping[str, Split]]): By embedder, by domain.
-        quantiles (Sequence[float]): ``unfamiliar_quantile`` of the gates.
+        quantiles (Sequence[float]): ``ood_quantile`` of the gates.
 
     Returns:
         PrettyTable: In Markdown.
@@ -197,7 +197,7 @@ def held_out_table(domains: Mapping[str, Mapping[str, Split]],
                                                        FLAGS.items(),
                                                        quantiles):
         size = splits[names[0]].train.shape[-1]
-        found = hold_out(splits, unfamiliar_quantile=quantile, **options)
+        found = hold_out(splits, ood_quantile=quantile, **options)
         means = np.mean(list(found.scores.values()), axis=0)
         table.add_row(
             [embedding, size, flag, quantile, f'{100 * found.routed:.1f}'] +
@@ -213,7 +213,7 @@ def _cell(scores: FlagScores) -> str:
             f'{100 * scores.false_alarms:.1f} / {100 * scores.detected:.0f}')
 
 
-def _unfamiliarity(gate: PrototypeGate, images: Tensor) -> np.ndarray:
-    values = gate.route(images, [None] * len(images)).unfamiliarity
+def _ood_score(gate: PrototypeGate, images: Tensor) -> np.ndarray:
+    values = gate.route(images, [None] * len(images)).ood_score
     assert values is not None
     return values.numpy()

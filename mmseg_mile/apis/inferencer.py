@@ -49,7 +49,7 @@ class MILEInferencer(BaseInferencer):
             to None: the gate chooses.
         experts (Sequence[str], optional): Experts among which the gate may
             choose. Defaults to None: all.
-        unfamiliar (str, optional): What becomes of an image that the gate
+        ood_policy (str, optional): What becomes of an image that the gate
             flags, see :class:`RoutedSegmentor`. Defaults to None: as the
             library's config says.
         fusion (str, optional): How the experts of a mixture are fused, see
@@ -84,7 +84,7 @@ class MILEInferencer(BaseInferencer):
                  library: AnyPath,
                  expert: Optional[str] = None,
                  experts: Optional[Sequence[str]] = None,
-                 unfamiliar: Optional[str] = None,
+                 ood_policy: Optional[str] = None,
                  fusion: Optional[str] = None,
                  vocabulary: Optional[Sequence[str]] = None,
                  task: Optional[str] = None,
@@ -102,7 +102,7 @@ class MILEInferencer(BaseInferencer):
         self._experts = self._store.open(names)
         cfg, ways = config_and_ways(self._experts, expert, config)
         self._steps = choose_way(ways, task, expert)
-        change_config(cfg, cfg_options or {}, expert, unfamiliar, fusion,
+        change_config(cfg, cfg_options or {}, expert, ood_policy, fusion,
                       vocabulary)
         init_default_scope('mmseg')
         if not MMLogger.check_instance_created('mmengine'):
@@ -310,13 +310,13 @@ class InferenceReport:
     Args:
         images (Counter): Predicted images, and frames, per expert, ``BASE``
             or ``NOTHING``; those of earlier runs are among them.
-        unfamiliar (Counter): Those of them that the gate flagged.
+        ood (Counter): Those of them that the gate flagged.
         predicted (int): Images of this run.
         seconds (float): That reading and predicting them took.
         broken (dict[str, str]): Why an image was skipped, by its name.
     """
     images: Counter = field(default_factory=Counter)
-    unfamiliar: Counter = field(default_factory=Counter)
+    ood: Counter = field(default_factory=Counter)
     predicted: int = 0
     seconds: float = 0.0
     broken: Dict[str, str] = field(default_factory=dict)
@@ -380,7 +380,7 @@ def _infer(inferencer: MILEInferencer, sources: List[Any],
             folder.lines.get(name, []) for name in {s.name
                                                     for s in sources}):
         report.images[_speaker(line)] += 1
-        report.unfamiliar[_speaker(line)] += line['unfamiliar']
+        report.ood[_speaker(line)] += line['ood']
     return report
 
 

@@ -12,7 +12,7 @@ from mmseg_mile.engine.expert_leaks import find_leaks
 from mmseg_mile.engine.left_out_evaluator import LeftOutCell, evaluate_cells
 from mmseg_mile.engine.left_out_gates import (LeftOutMethod, fitted_gates,
                                               gate_options, left_out_methods,
-                                              looks_wanted, oracle_method)
+                                              oracle_method, views_wanted)
 from mmseg_mile.engine.work_dir import commit, device, versions
 from mmseg_mile.evaluation.leave_one_out import LeaveOneOut, LeftOutRun
 from mmseg_mile.evaluation.leave_one_out_tables import csv_lines, markdown
@@ -151,7 +151,7 @@ def _score_target(opened: LeftOutExperts, task: Task, cells: Sequence[Wanted],
         for method, gate in fitted_gates(
             methods,
             opened.embeddings([n for n in names
-                               if n not in removed], looks_wanted(methods)))
+                               if n not in removed], views_wanted(methods)))
     ]
     loader = opened.val_loader(task)
     results = evaluate_cells(

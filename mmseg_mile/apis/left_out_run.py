@@ -25,7 +25,7 @@ from .library_model import import_custom_modules, library_config
 
 # What of a model's config has no part in predictions that are told their
 # mixture.
-_IDLE = ('gate', 'fusion', 'unfamiliar', 'descendant_temperature', 'init_from')
+_IDLE = ('gate', 'fusion', 'ood_policy', 'child_averaging', 'init_from')
 
 
 class Finished(NamedTuple):
@@ -112,22 +112,22 @@ class LeftOutExperts:
         self._embeddings: Dict[Tuple[str, int], Tensor] = {}
 
     def embeddings(self, names: Sequence[str],
-                   num_looks: int) -> Dict[str, Tensor]:
+                   num_views: int) -> Dict[str, Tensor]:
         """Embed the training images of tasks, each task once.
 
         Args:
             names (Sequence[str]): Of the tasks.
-            num_looks (int): See :func:`embed_images`.
+            num_views (int): See :func:`embed_images`.
         """
         for task in self.tasks:
-            key = task.name, num_looks
+            key = task.name, num_views
             if task.name in names and key not in self._embeddings:
                 loader = self.loop.data.prototype_loader(
                     self._runner, task, self.loop.val_dataloader,
                     self.loop.max_prototype_images)
                 self._embeddings[key] = embed_images(self.model, loader,
-                                                     num_looks)
-        return {name: self._embeddings[name, num_looks] for name in names}
+                                                     num_views)
+        return {name: self._embeddings[name, num_views] for name in names}
 
     def val_loader(self, task: Task) -> Any:
         """Validation images of a task."""

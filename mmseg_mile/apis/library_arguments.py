@@ -7,7 +7,7 @@ from typing import Any, Dict
 
 from mmengine.config import DictAction
 
-from mmseg_mile.gates.base_gate import POLICIES
+from mmseg_mile.gates.base_gate import OOD_POLICIES
 
 
 def add_library_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +23,8 @@ def add_library_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--experts', nargs='+', help='choose among these (default: all)')
     parser.add_argument(
-        '--unfamiliar',
-        choices=POLICIES,
+        '--ood-policy',
+        choices=OOD_POLICIES,
         help='what to do with images that no expert knows (default: as the '
         'library says)')
     parser.add_argument(
@@ -57,6 +57,6 @@ def library_arguments(args: argparse.Namespace) -> Dict[str, Any]:
     Returns:
         dict: For the constructor of :class:`MILEInferencer`.
     """
-    names = ('expert', 'experts', 'unfamiliar', 'fusion', 'vocabulary', 'task',
+    names = ('expert', 'experts', 'ood_policy', 'fusion', 'vocabulary', 'task',
              'config', 'cfg_options', 'device')
     return {name: getattr(args, name) for name in names}

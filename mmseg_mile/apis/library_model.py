@@ -262,7 +262,7 @@ def choose_way(ways: Mapping[str, List[Any]],
 def change_config(cfg: Config,
                   options: Mapping[str, Any],
                   expert: Optional[str],
-                  unfamiliar: Optional[str],
+                  ood_policy: Optional[str],
                   fusion: Optional[str],
                   vocabulary: Optional[Sequence[str]] = None) -> None:
     """Set what a user wants to be other than in training.
@@ -271,7 +271,7 @@ def change_config(cfg: Config,
         cfg (Config): Changed in place.
         options (Mapping[str, Any]): Fields of the model, as ``model.x.y``.
         expert (str, optional): Predicts every image, where it is named.
-        unfamiliar (str, optional): Policy for images that the gate flags.
+        ood_policy (str, optional): Policy for images that the gate flags.
         fusion (str, optional): How experts of a mixture are fused.
         vocabulary (Sequence[str], optional): Classes to label images in.
             Defaults to None: those of the experts.
@@ -284,7 +284,7 @@ def change_config(cfg: Config,
         raise ValueError(f'cfg_options change fields of the model, as '
                          f"model.gate.top_k; {idle[0]!r} has no effect on "
                          'predictions')
-    for name, value in (('unfamiliar', unfamiliar), ('fusion', fusion)):
+    for name, value in (('ood_policy', ood_policy), ('fusion', fusion)):
         if value is not None and expert is not None:
             raise ValueError(f'{name} has no effect where expert {expert!r} '
                              'predicts every image: give one of the two')

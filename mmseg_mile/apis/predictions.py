@@ -42,10 +42,10 @@ class Prediction:
         mixture (dict[str, float]): Weights of the experts, those above 0.
         distances (dict[str, float]): Of the image to each expert; NaN where
             the gate measures none.
-        unfamiliar (bool): Whether the gate found the image unlike all that
+        ood (bool): Whether the gate found the image unlike all that
             any expert was trained on.
         abstained (bool): Whether it was left without a prediction.
-        unfamiliarity (float, optional): What the flag is made of: 1 at the
+        ood_score (float, optional): What the flag is made of: 1 at the
             limit, larger for stranger images. None where the gate does not
             measure it.
         forced (bool): Whether the expert was asked for.
@@ -61,9 +61,9 @@ class Prediction:
     expert: Optional[str]
     mixture: Dict[str, float]
     distances: Dict[str, float]
-    unfamiliar: bool
+    ood: bool
     abstained: bool
-    unfamiliarity: Optional[float]
+    ood_score: Optional[float]
     forced: bool
     seconds: float
     source: ImageSource = field(repr=False)
@@ -89,9 +89,9 @@ class Prediction:
             expert=sample.expert,
             mixture=dict(sample.mixture),
             distances=dict(sample.distances),
-            unfamiliar=sample.unfamiliar,
+            ood=sample.ood,
             abstained=sample.abstained,
-            unfamiliarity=sample.unfamiliarity,
+            ood_score=sample.ood_score,
             source=source,
             columns=cropped_columns(sample),
             **how)
@@ -120,8 +120,8 @@ class Prediction:
                 name: None if math.isnan(distance) else distance
                 for name, distance in self.distances.items()
             },
-            unfamiliar=self.unfamiliar,
-            unfamiliarity=self.unfamiliarity,
+            ood=self.ood,
+            ood_score=self.ood_score,
             abstained=self.abstained,
             forced=self.forced,
             size=list(self.labels.shape),
@@ -152,7 +152,7 @@ class Prediction:
         near = ', '.join(f'{n} {d:.3g}' for n, d in self.nearest()[:3])
         second = 'expert as asked for' if self.forced else (
             f'distances: {near}' if near else 'no distances')
-        if not self.unfamiliar:
+        if not self.ood:
             return [Caption(self.speaker(), bold=True), Caption(second)]
         return [
             Caption(f'{self.speaker()}, UNFAMILIAR', UNFAMILIAR, bold=True),
@@ -178,16 +178,16 @@ class Prediction:
         return f'{text}.{said}'
 
     def _flag(self) -> List[str]:
-        value = self.unfamiliarity
+        value = self.ood_score
         if value is None or not math.isfinite(value):
-            return ['Unfamiliar to all experts.'] if self.unfamiliar else []
+            return ['Out-of-distribution to all experts.'] if self.ood else []
         measured = (f'{value:.2f} on a scale on which nearly all images of '
                     "an expert's domain stay below 1.")
-        if not self.unfamiliar:
+        if not self.ood:
             return [f'Familiar: {measured}']
         stranger = 'It may be of a domain that no expert knows'
         end = 'it is left out' if self.abstained else 'do not rely on the map'
-        return [f'Unfamiliar: {measured} {stranger}: {end}.']
+        return [f'Out-of-distribution: {measured} {stranger}: {end}.']
 
 
 SETTINGS, LINES = 'run.json', 'predictions.jsonl'

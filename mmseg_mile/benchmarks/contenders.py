@@ -203,7 +203,7 @@ class Base(Contender):
         """Decode with the first expert's head."""
         model, expert = self.subject.model, self.subject.experts[0]
         self._head: nn.Module = model.heads.module(expert.name, model.device)
-        model.speak(self._head, expert.classes, expert.palette)
+        model.set_decode_head(self._head, expert.classes, expert.palette)
 
     def predict(self, inputs: Tensor) -> List[SegDataSample]:
         """Every image with the frozen base."""

@@ -12,10 +12,10 @@ from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Task
-from .work_dir import EarlierRun
+from .work_dir import WorkDir
 
 
-class AdoptedExperts:
+class ReusedExperts:
     """Where a run finds the experts that it need not train.
 
     Gates can be compared over the very same experts at the price of an
@@ -37,10 +37,10 @@ class AdoptedExperts:
         if not isinstance(model, ExpertSegmentor):
             raise ValueError(f'{self._where}: {type(model).__name__} has no '
                              'experts; leave experts_from out')
-        model.adopts_experts = True
+        model.reuses_experts = True
         self._model = model
         self._tasks = tasks
-        self._run = EarlierRun(Path(work_dir))
+        self._run = WorkDir(Path(work_dir))
         self._store = ExpertStore(self._run.library)
         self._seconds = np.empty(0)
 
@@ -88,5 +88,5 @@ class AdoptedExperts:
         if not self._model.expert_names:
             self._model.backbone.load_base(*self._store.load_base())
         expert, = self._store.open_tasks([task])
-        self._model.adopt_task(task, images, expert)
+        self._model.reuse_expert(task, images, expert)
         return float(self._seconds[index])

@@ -20,15 +20,16 @@ from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.tables import cross_expert_table
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from mmseg_mile.structures import Task
-from .expert_reuse import AdoptedExperts
+from .expert_reuse import ReusedExperts
 from .hooks import FiniteLossHook, StreamProgressHook
 from .rehearsal import check_rehearses
 from .snapshot import TaskSnapshot
 from .task_data import TaskData, in_order
-from .task_evaluator import (CrossScores, KeptRow, TaskScore, count_macs,
-                             enter_cost, enter_row, evaluate_task, setting_of)
+from .task_evaluator import (CrossScores, RowCache, TaskScore, count_macs,
+                             evaluate_task, record_cost, record_row,
+                             setting_of)
 from .task_training import bare_model, train_task
-from .work_dir import EarlierRun, config_text, provenance
+from .work_dir import WorkDir, config_text, provenance
 
 
 def check_runner(runner: Runner, model: Any,
@@ -141,7 +142,7 @@ class IncrementalTaskLoop(BaseLoop):
             which they are learned. Defaults to None: as listed.
         experts_from (str, optional): Work dir of a finished run whose
             experts are taken over instead of trained, see
-            :class:`AdoptedExperts`. Defaults to None.
+            :class:`ReusedExperts`. Defaults to None.
         rehearsal (dict, optional): Images of other tasks that are trained
             beside a task's own, see :class:`Rehearsal`. Defaults to None.
 
@@ -191,12 +192,12 @@ class IncrementalTaskLoop(BaseLoop):
         if rehearsal is not None:
             self.data.rehearse(rehearsal, runner.seed)
         self.tasks: List[Task] = self.data.tasks
-        self.adopted = None if experts_from is None else AdoptedExperts(
+        self.adopted = None if experts_from is None else ReusedExperts(
             experts_from, self.model, self.tasks)
         self.model.check_stream(self.tasks)
         check_schedule(runner.cfg.get('param_scheduler'), self.tasks)
         self.work_dir = Path(runner.work_dir)
-        self.earlier = EarlierRun(self.work_dir)
+        self.earlier = WorkDir(self.work_dir)
         self.results = StreamResults.new(stream, method or self.model.METHOD,
                                          runner.seed,
                                          [t.name for t in self.tasks])
@@ -237,8 +238,8 @@ class IncrementalTaskLoop(BaseLoop):
             self._read_results(self.earlier)
         if self.adopted:
             self.adopted.open(self.results)
-        self.earlier.settle(self.runner, self.changed_settings)
-        self.earlier.tidy(self.tasks, self.results)
+        self.earlier.check_settings(self.runner, self.changed_settings)
+        self.earlier.clean_up(self.tasks, self.results)
         self.earlier.check_library()
         rows = self.results.num_finished_rows
         return self._load_tasks(self.earlier, rows) if has_results else 0
@@ -253,18 +254,18 @@ class IncrementalTaskLoop(BaseLoop):
             ValueError: If there are no results, or of another stream, method
                 or seed.
         """
-        earlier = EarlierRun(work_dir)
+        earlier = WorkDir(work_dir)
         self._read_results(earlier)
         return self._load_tasks(earlier, len(self.tasks))
 
-    def _read_results(self, earlier: EarlierRun) -> None:
+    def _read_results(self, earlier: WorkDir) -> None:
         randomness = self.runner.cfg.get('randomness', {})
         self.results = earlier.read_results(self.results,
                                             randomness.get('seed') is not None,
                                             self.rehearsal)
         self.digests = earlier.read_digests()
 
-    def _load_tasks(self, earlier: EarlierRun, at_most: int) -> int:
+    def _load_tasks(self, earlier: WorkDir, at_most: int) -> int:
         learned = int(self.results.cost.is_learned.sum())
         loaded = min(learned, at_most)
         self.model.load_tasks(self.tasks[:loaded], earlier.library)
@@ -305,11 +306,11 @@ class IncrementalTaskLoop(BaseLoop):
         started = time.perf_counter()
         self.runner.call_hook('before_stream_row', task_index=index)
         after = self.tasks[index].name
-        kept = KeptRow(self.earlier.row_folder, after)
+        kept = RowCache(self.earlier.row_folder, after)
         score = partial(self._evaluate, after)
         scores = [kept.score(task, score) for task in self.tasks]
-        self.digests[after] = enter_row(self.results, index, self.tasks,
-                                        scores, self.model.gate)
+        self.digests[after] = record_row(self.results, index, self.tasks,
+                                         scores, self.model.gate)
         self.earlier.save(self.results, self.digests,
                           {after: [i for s in scores for i in s.images]})
         kept.discard()
@@ -363,7 +364,7 @@ class IncrementalTaskLoop(BaseLoop):
                     seed=self.results.seed,
                     max_iters=task.max_iters,
                     train_dataset=str(task.train_dataset)))
-        enter_cost(self.results, index, seconds, self.model, library,
-                   self.data.kept_bytes(index))
+        record_cost(self.results, index, seconds, self.model, library,
+                    self.data.kept_bytes(index))
         self.results.set_provenance(**origin)
         self.earlier.save(self.results, self.digests)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmseg_mile.evaluation import DomainIoU
 from mmseg_mile.evaluation.left_out_score import LeftOutImage, LeftOutScore
-from mmseg_mile.gates.base_gate import BaseGate, handle_unfamiliar
+from mmseg_mile.gates.base_gate import BaseGate, apply_ood_policy
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Routing, Task
 from .distinct_predictions import Ways, predict_ways, way_of
@@ -34,7 +34,7 @@ class LeftOutCell(NamedTuple):
     def route(self, embeddings: Tensor) -> Routing:
         """The routing of (B, D) embedded images."""
         routing = self.gate.route(embeddings, [None] * len(embeddings))
-        return handle_unfamiliar(routing, self.method.unfamiliar)
+        return apply_ood_policy(routing, self.method.ood_policy)
 
 
 class LeftOutResult(NamedTuple):
@@ -112,7 +112,7 @@ class _Tally:
         routing, cell = self.routing, self.cell
         routed = counts or DomainIoU(self._task.classes)
         self._total.merge(routed)
-        flagged = bool(routing.unfamiliar[index])
+        flagged = bool(routing.ood[index])
         self._counts.update(
             images=1, answered=int(counts is not None), flagged=int(flagged))
         mixture = routing.mixture(index)
@@ -124,8 +124,8 @@ class _Tally:
                 distances=dict(
                     zip(routing.expert_names,
                         routing.distances[index].tolist())),
-                unfamiliar=flagged), routed, own)
-        measured, answered = routing.unfamiliarity, counts is not None
+                ood=flagged), routed, own)
+        measured, answered = routing.ood_score, counts is not None
         self._images.append(
             LeftOutImage(self._seed, cell.method.name, cell.removed,
                          not answered, line,

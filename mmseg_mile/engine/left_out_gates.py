@@ -13,8 +13,8 @@ from mmseg_mile.gates.base_gate import RELATIVE_TAU, TOP_K, BaseGate
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.methods.semla.semla_gate import SemLAGate
 
-_STATISTICS = ('metric', 'num_prototypes', 'unfamiliar_quantile', 'shrinkage',
-               'drift_weight', 'flag')
+_STATISTICS = ('metric', 'num_prototypes', 'ood_quantile', 'shrinkage',
+               'perturbation_weight', 'flag')
 _WEIGHTS = ('top_k', 'tau', 'relative')
 
 
@@ -25,12 +25,12 @@ class LeftOutMethod(NamedTuple):
         name (str): See ``left_out_methods``.
         gate (dict): Config of its gate.
         fusion (str): See :class:`Way`. Defaults to 'weights'.
-        unfamiliar (str): See ``RoutedSegmentor``. Defaults to 'nearest'.
+        ood_policy (str): See ``RoutedSegmentor``. Defaults to 'nearest'.
     """
     name: str
     gate: Dict[str, Any]
     fusion: str = 'weights'
-    unfamiliar: str = 'nearest'
+    ood: str = 'nearest'
 
 
 def gate_options(gate: BaseGate, changes: Mapping[str, Any]) -> Dict[str, Any]:
@@ -87,7 +87,7 @@ def left_out_methods(
         # experts of a flagged image predict one by one, and the nearest
         # one of any other predicts alone
         *(LeftOutMethod(name, nearest, 'logits', name.split('_')[-1])
-          for name in ways.POLICIES),
+          for name in ways.OOD_POLICIES),
         *(LeftOutMethod(ways.tau_method(tau), dict(fused, tau=tau), 'adapters')
           for tau in taus)
     ]  # yapf: disable
@@ -99,10 +99,10 @@ def oracle_method(target: str) -> LeftOutMethod:
     return LeftOutMethod(ways.ORACLE, dict(type='FixedGate', expert=target))
 
 
-def looks_wanted(methods: Sequence[LeftOutMethod]) -> int:
+def views_wanted(methods: Sequence[LeftOutMethod]) -> int:
     """How many looks at an image their gates learn from, at most."""
     gates = [TASK_UTILS.build(copy.deepcopy(m.gate)) for m in methods]
-    return max(gate.num_looks for gate in gates)
+    return max(gate.num_views for gate in gates)
 
 
 def fitted_gates(

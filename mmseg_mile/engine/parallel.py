@@ -31,7 +31,7 @@ from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
                                                       embed_images, start_of)
 from mmseg_mile.structures import Task
 from .incremental_task_loop import IncrementalTaskLoop
-from .work_dir import EarlierRun
+from .work_dir import WorkDir
 
 ENGINES = ('auto', 'processes', 'ray')
 
@@ -442,10 +442,10 @@ class ParallelTaskLoop(IncrementalTaskLoop):
                 mine.parent.mkdir(exist_ok=True)
                 job.task_folder(index, task).rename(mine)
 
-    def _job(self, index: int) -> EarlierRun:
+    def _job(self, index: int) -> WorkDir:
         """Where the process that learns a task works."""
-        return EarlierRun(self.earlier.work_dir / 'workers' /
-                          f'{index:02d}_{self.tasks[index].name}')
+        return WorkDir(self.earlier.work_dir / 'workers' /
+                       f'{index:02d}_{self.tasks[index].name}')
 
     def _library_of(self, name: str) -> Path:
         if name in self.model.expert_names:

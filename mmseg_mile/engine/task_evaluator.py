@@ -62,7 +62,7 @@ class ImageLog:
             expert=sample.get('expert'),
             mixture=sample.get('mixture') or {},
             distances=sample.get('distances') or {},
-            unfamiliar=sample.get('unfamiliar'),
+            ood=sample.get('ood'),
             miou=routed.miou(),
             oracle_miou=None if oracle is None else oracle.miou())
 
@@ -251,7 +251,7 @@ def _gather(score: TaskScore, digests: List[bytes]) -> TaskScore:
 Evaluate = Callable[[Task], TaskScore]
 
 
-class KeptRow:
+class RowCache:
     """The score of each task, on disk as soon as it is known.
 
     Args:
@@ -305,11 +305,11 @@ def setting_of(model: ContinualSegmentor,
     return dict(task_label_at_test=told, old_images=old_images)
 
 
-def enter_row(results: StreamResults,
-              index: int,
-              tasks: Sequence[Task],
-              scores: Sequence[TaskScore],
-              gate: Optional[BaseGate] = None) -> Dict[str, str]:
+def record_row(results: StreamResults,
+               index: int,
+               tasks: Sequence[Task],
+               scores: Sequence[TaskScore],
+               gate: Optional[BaseGate] = None) -> Dict[str, str]:
     """Note the scores of all tasks after learning task ``index``.
 
     Args:
@@ -342,9 +342,9 @@ def enter_row(results: StreamResults,
     return {t.name: s.digest for t, s in zip(tasks, scores) if s.digest}
 
 
-def enter_cost(results: StreamResults, index: int, seconds: float,
-               model: ContinualSegmentor, library: Path,
-               image_bytes: int) -> None:
+def record_cost(results: StreamResults, index: int, seconds: float,
+                model: ContinualSegmentor, library: Path,
+                image_bytes: int) -> None:
     """Note what learning task ``index`` took, and what is kept after it.
 
     Args:

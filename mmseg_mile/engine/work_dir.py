@@ -208,7 +208,7 @@ def _compare(old: Any, new: Any, path: str, found: Changes) -> None:
         _compare(before, after, f'{path}.{key}' if path else str(key), found)
 
 
-class EarlierRun:
+class WorkDir:
     """The work directory of a stream, as a run finds and leaves it.
 
     Args:
@@ -301,7 +301,7 @@ class EarlierRun:
             write_json(self._digests, digests)
             results.save(self.results_path)
 
-    def settle(self, runner: Runner, changed: Sequence[str]) -> None:
+    def check_settings(self, runner: Runner, changed: Sequence[str]) -> None:
         """Compare the settings with those of the earlier run, and note them.
 
         Unfinished work of other settings is forgotten.
@@ -338,7 +338,7 @@ class EarlierRun:
         for expert in store.open(names) if names else []:
             expert.verify()
 
-    def tidy(self, tasks: Sequence[Task], results: StreamResults) -> None:
+    def clean_up(self, tasks: Sequence[Task], results: StreamResults) -> None:
         """Remove what a process was about to remove when it was killed.
 
         Args:

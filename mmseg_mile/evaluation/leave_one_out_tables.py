@@ -11,8 +11,8 @@ from prettytable import PrettyTable, TableStyle
 
 from .continual_scores import Spread, spread
 from .leave_one_out import Leak, LeaveOneOut, scopes_of
-from .left_out_methods import (COMPARED, NEAREST, ORACLE, POLICIES, methods_of,
-                               tau_of, title_of)
+from .left_out_methods import (COMPARED, NEAREST, OOD_POLICIES, ORACLE,
+                               methods_of, tau_of, title_of)
 from .left_out_score import LeftOutScore
 
 MARKS = dict(base='†', experts='‡')
@@ -42,12 +42,12 @@ def markdown(results: LeaveOneOut) -> str:
             _mious(results, rows), ''
         ]
     parts += [
-        _section('What becomes of unfamiliar images'),
-        _policies(results), '', 'Images that the gate flags as unfamiliar, %:',
-        '',
+        _section('What becomes of out-of-distribution images'),
+        _policies(results), '',
+        'Images that the gate flags as out-of-distribution, %:', '',
         _flagged(results), ''
     ]
-    swept = [m for m in results.methods if m not in (*COMPARED, *POLICIES)]
+    swept = [m for m in results.methods if m not in (*COMPARED, *OOD_POLICIES)]
     if swept:
         rows = [(f'{tau_of(m):g}', 'own', m) for m in swept]
         parts += [
@@ -106,7 +106,7 @@ def _policies(results: LeaveOneOut) -> str:
     """Policies for flagged images, over what is removed."""
     table = [['removed', 'policy', *results.tasks, 'mean', 'answered %']]
     for scope in scopes_of(results):
-        for method in (NEAREST, *POLICIES):
+        for method in (NEAREST, *OOD_POLICIES):
             answered = 100 * results.values(scope, method, _answered)
             table.append([
                 scope,

@@ -8,7 +8,7 @@ ORACLE, BASE, UNIFORM, NEAREST, FUSED = ('oracle', 'base', 'uniform',
                                          'nearest', 'fused')
 UNIFORM_ADAPTERS, FUSED_ADAPTERS = 'uniform_adapters', 'fused_adapters'
 UNIFORM_OUTPUTS, FUSED_OUTPUTS = 'uniform_outputs', 'fused_outputs'
-POLICIES = ('unfamiliar_fuse', 'unfamiliar_base', 'unfamiliar_abstain')
+OOD_POLICIES = ('unfamiliar_fuse', 'unfamiliar_base', 'unfamiliar_abstain')
 _TAU = 'fused_adapters_tau_'
 #: Which experts are not there: none, the target's own, its family's.
 SCOPES = ('none', 'own', 'family')
@@ -23,16 +23,17 @@ TITLES: Dict[str, str] = {
     FUSED_ADAPTERS: 'SemLA: adapters, nearest head',
     UNIFORM_OUTPUTS: 'uniform: outputs',
     FUSED_OUTPUTS: 'SemLA: outputs',
-    POLICIES[0]: 'nearest; flagged: fused',
-    POLICIES[1]: 'nearest; flagged: base',
-    POLICIES[2]: 'nearest; flagged: no prediction',
+    OOD_POLICIES[0]: 'nearest; flagged: fused',
+    OOD_POLICIES[1]: 'nearest; flagged: base',
+    OOD_POLICIES[2]: 'nearest; flagged: no prediction',
 }
 #: What SemLA compares, in the order of its table.
 COMPARED = (ORACLE, BASE, NEAREST, UNIFORM, FUSED, UNIFORM_ADAPTERS,
             FUSED_ADAPTERS, UNIFORM_OUTPUTS, FUSED_OUTPUTS)
 _OF_SCOPE = dict(
-    none=(ORACLE, NEAREST, FUSED, FUSED_ADAPTERS, FUSED_OUTPUTS, *POLICIES),
-    own=(*COMPARED[1:], *POLICIES))
+    none=(ORACLE, NEAREST, FUSED, FUSED_ADAPTERS, FUSED_OUTPUTS,
+          *OOD_POLICIES),
+    own=(*COMPARED[1:], *OOD_POLICIES))
 _OF_SCOPE['family'] = _OF_SCOPE['own']
 
 

@@ -15,7 +15,8 @@ from .routing_log import RoutedImage
 
 SCORE_KEYS = ('target', 'removed', 'method', 'images', 'answered', 'flagged',
               'miou', 'class_iou')
-LINE_KEYS = ('seed', 'method', 'removed', 'abstained', 'unfamiliarity')
+LINE_KEYS = ('seed', 'method', 'removed', 'abstained',
+             'out-of-distribution score')
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class LeftOutScore:
         method (str): See ``left_out_methods``.
         images (int): Of the task.
         answered (int): That got a prediction.
-        flagged (int): That the gate flags as unfamiliar.
+        flagged (int): That the gate flags as out-of-distribution.
         miou (float): In per cent, over the images that got a prediction and
             the target's own classes, compared by name; NaN without any.
         class_iou (dict[str, float]): The same by class.
@@ -85,7 +86,7 @@ class LeftOutImage:
         removed (tuple[str]): Experts that were not there.
         abstained (bool): Whether the image got no prediction.
         image (RoutedImage): Image file, task, weights, distances and mIoU.
-        unfamiliarity (float, optional): What the flag is made of, see
+        ood_score (float, optional): What the flag is made of, see
             ``Routing``. Defaults to None: not measured.
     """
     seed: int
@@ -93,12 +94,12 @@ class LeftOutImage:
     removed: Tuple[str, ...]
     abstained: bool
     image: RoutedImage
-    unfamiliarity: Optional[float] = None
+    ood_score: Optional[float] = None
 
     def __post_init__(self) -> None:
-        value = self.unfamiliarity
+        value = self.ood_score
         known = value is not None and math.isfinite(value)
-        object.__setattr__(self, 'unfamiliarity',
+        object.__setattr__(self, 'out-of-distribution score',
                            float(f'{value:.6g}') if known else None)
 
     def to_document(self) -> Dict[str, Any]:
@@ -108,7 +109,7 @@ class LeftOutImage:
             method=self.method,
             removed=list(self.removed),
             abstained=self.abstained,
-            unfamiliarity=self.unfamiliarity,
+            ood_score=self.ood_score,
             **self.image.to_document())
 
     @classmethod
@@ -123,7 +124,8 @@ class LeftOutImage:
         check_keys(own, LINE_KEYS, 'the line')
         for name, kind in zip(LINE_KEYS, (int, str, list, bool)):
             check_type(own[name], kind, name)
-        score = read_number(own['unfamiliarity'], 'unfamiliarity')
+        score = read_number(own['out-of-distribution score'],
+                            'out-of-distribution score')
         image = RoutedImage.from_document({
             k: v
             for k, v in document.items() if k not in LINE_KEYS

@@ -22,7 +22,7 @@ _KINDS: Dict[str, Any] = dict(
     expert=(str, type(None)),
     mixture=dict,
     distances=dict,
-    unfamiliar=(bool, type(None)),
+    ood=(bool, type(None)),
     miou=(int, float, type(None)),
     oracle_miou=(int, float, type(None)))
 _LARGEST = sys.float_info.max
@@ -42,7 +42,7 @@ class RoutedImage:
         mixture (dict[str, float]): Weights above zero; {} without experts.
         distances (dict[str, float]): To every expert, in the gate's unit;
             {} where the gate measures none.
-        unfamiliar (bool, optional): Whether the gate flags the image.
+        ood (bool, optional): Whether the gate flags the image.
         miou (float, optional): mIoU of this image as routed, in per cent,
             over the classes that its truth holds; None if it holds none.
         oracle_miou (float, optional): The same with the expert of its own
@@ -55,7 +55,7 @@ class RoutedImage:
     expert: Optional[str] = None
     mixture: Mapping[str, float] = field(default_factory=dict)
     distances: Mapping[str, float] = field(default_factory=dict)
-    unfamiliar: Optional[bool] = None
+    ood: Optional[bool] = None
     miou: Optional[float] = None
     oracle_miou: Optional[float] = None
 

@@ -117,22 +117,23 @@ def nearest_weights(distances_BE: Tensor,
     return torch.zeros_like(distances_BE).scatter_(1, indices_BK, weights)
 
 
-POLICIES = ('nearest', 'fuse', 'base', 'abstain')
+OOD_POLICIES = ('nearest', 'fuse', 'base', 'abstain')
 
 
-def check_policy(policy: str) -> str:
+def check_ood_policy(policy: str) -> str:
     """The policy, if there is one of this name.
 
     Raises:
         ValueError: If there is none.
     """
-    if policy not in POLICIES:
-        raise ValueError(f'model.unfamiliar must be one of {POLICIES}, got '
-                         f'{policy!r}')
+    if policy not in OOD_POLICIES:
+        raise ValueError(
+            f'model.ood_policy must be one of {OOD_POLICIES}, got '
+            f'{policy!r}')
     return policy
 
 
-def handle_unfamiliar(routing: Routing, policy: str) -> Routing:
+def apply_ood_policy(routing: Routing, policy: str) -> Routing:
     """The routing, changed for flagged images alone.
 
     Args:
@@ -148,7 +149,7 @@ def handle_unfamiliar(routing: Routing, policy: str) -> Routing:
         ValueError: If experts are to be fused by distances that the gate
             does not measure.
     """
-    flagged = routing.unfamiliar
+    flagged = routing.ood
     if policy == 'nearest' or not flagged.any():
         return routing
     weights = routing.weights.clone()
@@ -157,7 +158,7 @@ def handle_unfamiliar(routing: Routing, policy: str) -> Routing:
         distances = routing.distances[flagged.to(routing.distances.device)]
         if distances.isnan().any():
             raise ValueError(
-                "model.unfamiliar='fuse' weighs experts by distances, which "
+                "model.ood_policy='fuse' weighs experts by distances, which "
                 'the gate has not: use PrototypeGate or SemLAGate, or another '
                 'policy')
         weights[where] = nearest_weights(distances).to(weights)
@@ -180,7 +181,7 @@ class BaseGate(metaclass=ABCMeta):
 
     #: How many embeddings of a training image :meth:`fit` wants: its own,
     #: and those of disturbed copies of it.
-    num_looks = 1
+    num_views = 1
     #: Whether :meth:`route` needs embeddings; without, the base's pass over
     #: the image is spared.
     needs_embeddings = False
@@ -211,7 +212,7 @@ class BaseGate(metaclass=ABCMeta):
         Args:
             task (str): Name of the task and its expert.
             embeddings (Tensor, optional): (N, D), of its training images,
-                or (N, L, D) with ``num_looks`` L of each, its own first;
+                or (N, L, D) with ``num_views`` L of each, its own first;
                 None for gates that need none.
         """
         self._names[task] = None

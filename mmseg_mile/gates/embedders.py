@@ -68,7 +68,7 @@ _NOISE = (0.0, 0.1)
 _MIN_SIDE_DISTURBED_IMAGES = 8
 
 
-def disturbed_image(image: Tensor, number: int = 0) -> Tensor:
+def perturbed_image(image: Tensor, number: int = 0) -> Tensor:
     """The image in other light, softer, and noisier.
 
     Every value is scaled by a gain within a factor of ``exp(0.3)``, the
@@ -104,7 +104,7 @@ def disturbed_image(image: Tensor, number: int = 0) -> Tensor:
     return x.round().clamp(limits.min, limits.max).to(image.dtype)
 
 
-def looks_at(batch: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
+def augmented_views(batch: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
     """A batch, and the same with disturbed copies of its images.
 
     Args:
@@ -114,7 +114,7 @@ def looks_at(batch: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
     copies = [
         dict(
             batch,
-            inputs=[disturbed_image(image, n) for image in batch['inputs']])
+            inputs=[perturbed_image(image, n) for image in batch['inputs']])
         for n in range(count - 1)
     ]
     return [batch, *copies]

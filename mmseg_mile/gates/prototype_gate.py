@@ -12,7 +12,7 @@ from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
 from .base_gate import BaseGate, check_bounds, check_choice, nearest_weights
 from .prototypes import (NUM_FOLDS, OwnSpreads, Prototypes, calibrate,
-                         drift_of, folds, own_embeddings, pack, unfamiliarity,
+                         drift_of, folds, ood_score, own_embeddings, pack,
                          unpack)
 
 # Shape legend: B images, D embedding, E experts, M centroids of all experts
@@ -109,16 +109,16 @@ class PrototypeMetric:
     Args:
         shrinkage (float, optional): Of the shared covariance; None for the
             Euclidean distance.
-        drift_weight (float): What the drift of disturbed copies counts for
+        perturbation_weight (float): What the drift of disturbed copies counts for
             in the covariance beside the spread of images. Defaults to 0,
             and has no effect without a covariance.
     """
 
     def __init__(self,
                  shrinkage: Optional[float],
-                 drift_weight: float = 0.0) -> None:
+                 perturbation_weight: float = 0.0) -> None:
         self.shrinkage = shrinkage
-        self.drift_weight = 0.0 if shrinkage is None else drift_weight
+        self.perturbation_weight = 0.0 if shrinkage is None else perturbation_weight
         self._tasks: Dict[str, Prototypes] = {}
         self._scatter: Optional[Tensor] = None
         self._prepared: Optional[_Prepared] = None
@@ -136,7 +136,7 @@ class PrototypeMetric:
             self._scatter = None
         elif self._scatter is not None:
             self._scatter = self._scatter + prototypes.within(
-                self.drift_weight)
+                self.perturbation_weight)
         self._tasks[task] = prototypes
         self._prepared = None
 
@@ -256,10 +256,10 @@ class PrototypeMetric:
             self._scatter = torch.zeros(
                 size * (size + 1) // 2, dtype=torch.float64)
             for task in self._tasks.values():
-                self._scatter += task.within(self.drift_weight)
+                self._scatter += task.within(self.perturbation_weight)
         scatter = self._scatter
         for task in more:
-            scatter = scatter + task.within(self.drift_weight)
+            scatter = scatter + task.within(self.perturbation_weight)
         return shared_whitening(scatter, sum(t.num_images for t in tasks),
                                 size, self.shrinkage)
 
@@ -295,9 +295,9 @@ class PrototypeGate(BaseGate):
         temperature (float): Of the weights ``softmax(-d / temperature)``
             over the chosen experts, d relative to the nearest one's
             typical distance; has no effect with one. Defaults to 1.
-        unfamiliar_quantile (float): Share of new images of its own task that
+        ood_quantile (float): Share of new images of its own task that
             an expert must accept; images that are not accepted are flagged
-            unfamiliar. Defaults to 0.99.
+            out-of-distribution. Defaults to 0.99.
         flag (str): Who accepts an image. 'own': the nearest expert alone,
             by the spread of its own images, see ``OwnSpread``; what it
             accepts never changes when others come and go, and the share
@@ -305,9 +305,9 @@ class PrototypeGate(BaseGate):
             the gate routes with. Defaults to 'own'.
         shrinkage (float): Of the covariance towards its diagonal, in
             (0, 1]. Defaults to 0.1.
-        drift_weight (float): With 'mahalanobis', what the covariance of how
+        perturbation_weight (float): With 'mahalanobis', what the covariance of how
             training images move when they are disturbed, see
-            :func:`disturbed_image`, counts for beside that of the images:
+            :func:`perturbed_image`, counts for beside that of the images:
             directions in which light, sharpness and noise move an image
             should not choose its expert. The flag 'own' is left to notice
             them. 0 spares the copies. Defaults to 0.25.
@@ -323,39 +323,40 @@ class PrototypeGate(BaseGate):
                  num_prototypes: int = 1,
                  top_k: int = 1,
                  temperature: float = 1.0,
-                 unfamiliar_quantile: float = 0.99,
+                 ood_quantile: float = 0.99,
                  shrinkage: float = 0.1,
-                 drift_weight: float = 0.25,
+                 perturbation_weight: float = 0.25,
                  flag: str = 'own') -> None:
         super().__init__()
         check_choice('metric', metric, _METRICS)
         check_bounds('num_prototypes', num_prototypes, 1)
         check_bounds('top_k', top_k, 1)
         check_bounds('temperature', temperature, 0, open_low=True)
-        check_bounds('unfamiliar_quantile', unfamiliar_quantile, 0, 1, True)
+        check_bounds('ood_quantile', ood_quantile, 0, 1, True)
         check_bounds('shrinkage', shrinkage, 0, 1, True)
-        check_bounds('drift_weight', drift_weight, 0)
+        check_bounds('perturbation_weight', perturbation_weight, 0)
         check_choice('flag', flag, _FLAGS)
-        if flag == 'own' and unfamiliar_quantile < 0.5:
+        if flag == 'own' and ood_quantile < 0.5:
             raise ValueError(
-                "gate.unfamiliar_quantile must be 0.5 or more with gate.flag "
-                f"'own', got {unfamiliar_quantile}")
+                "gate.ood_quantile must be 0.5 or more with gate.flag "
+                f"'own', got {ood_quantile}")
         self.metric = metric
         self.num_prototypes = num_prototypes
         self.top_k = top_k
         self.temperature = temperature
-        self.unfamiliar_quantile = unfamiliar_quantile
+        self.ood_quantile = ood_quantile
         self.shrinkage = shrinkage
-        self.drift_weight = drift_weight
+        self.perturbation_weight = perturbation_weight
         self.flag = flag
         self._spreads = OwnSpreads()
         self._tasks = PrototypeMetric(
-            shrinkage if metric == 'mahalanobis' else None, drift_weight)
+            shrinkage if metric == 'mahalanobis' else None,
+            perturbation_weight)
 
     @property
-    def num_looks(self) -> int:  # type: ignore[override]
+    def num_views(self) -> int:  # type: ignore[override]
         """int: See :class:`BaseGate`."""
-        return 2 if self._tasks.drift_weight else 1
+        return 2 if self._tasks.perturbation_weight else 1
 
     def fit(self, task: str, embeddings: Optional[Tensor]) -> None:
         """Learn the prototypes of a task, see :meth:`BaseGate.fit`.
@@ -369,13 +370,13 @@ class PrototypeGate(BaseGate):
         looks = self._checked(embeddings, f'task {task!r}')
         x = own_embeddings(looks)
         prototypes = Prototypes.of(x, self.num_prototypes)
-        if self._tasks.drift_weight:
+        if self._tasks.perturbation_weight:
             prototypes.drift = drift_of(looks)
         prototypes.reach = self._tasks.calibrate(x, self.num_prototypes,
-                                                 self.unfamiliar_quantile,
+                                                 self.ood_quantile,
                                                  prototypes.drift)
         prototypes.usual, prototypes.limit = calibrate(
-            x, self.num_prototypes, max(0.5, self.unfamiliar_quantile))
+            x, self.num_prototypes, max(0.5, self.ood_quantile))
         self._add(task, prototypes)
 
     def remove(self, task: str) -> None:
@@ -435,8 +436,7 @@ class PrototypeGate(BaseGate):
             1, indices, weights)
         return self._routing(embeddings, distances_BE, weights_BE)
 
-    def unfamiliarity(self, embeddings: Tensor,
-                      distances_BE: Tensor) -> Tensor:
+    def ood_score(self, embeddings: Tensor, distances_BE: Tensor) -> Tensor:
         """How far images lie outside of what an expert knows.
 
         Args:
@@ -444,11 +444,11 @@ class PrototypeGate(BaseGate):
             distances_BE (Tensor): (B, E), of :meth:`distances`.
 
         Returns:
-            Tensor: (B,) float64; above 1 the image is flagged unfamiliar.
-            With the flag 'own', see :func:`own_spread.unfamiliarity`, of the
+            Tensor: (B,) float64; above 1 the image is flagged out-of-distribution.
+            With the flag 'own', see :func:`own_spread.out-of-distribution score`, of the
             nearest expert. With 'shared', and for an expert stored before
             there was another, the distance to an expert relative to the one
-            that ``unfamiliar_quantile`` of its own images keep, of the
+            that ``ood_quantile`` of its own images keep, of the
             expert that takes the image best.
         """
         limits_E = self._tasks.typical * self._tasks.reach
@@ -462,7 +462,7 @@ class PrototypeGate(BaseGate):
             name = self.expert_names[index]
             task, chosen = self._tasks[name], nearest_B == index
             if not task.limit.isnan():
-                result_B[chosen] = unfamiliarity(
+                result_B[chosen] = ood_score(
                     self._spreads.of(name, task).distances(x[chosen]),
                     task.usual, task.limit)
         return result_B
@@ -511,14 +511,14 @@ class PrototypeGate(BaseGate):
 
     def _routing(self, embeddings: Tensor, distances_BE: Tensor,
                  weights_BE: Tensor) -> Routing:
-        """With the flag for unfamiliar images."""
-        unfamiliarity_B = self.unfamiliarity(embeddings, distances_BE)
+        """With the flag for out-of-distribution images."""
+        ood_score_B = self.ood_score(embeddings, distances_BE)
         return Routing(
             self.expert_names,
             weights_BE.float(),
             distances_BE.float(),
-            unfamiliarity_B > 1,
-            unfamiliarity=unfamiliarity_B)
+            ood_score_B > 1,
+            ood_score=ood_score_B)
 
     def _add(self, task: str, prototypes: Prototypes) -> None:
         self._check_size(prototypes.centroids, f'task {task!r}')

@@ -60,11 +60,11 @@ class Prototypes:
                    pack(offsets.T @ offsets).float(),
                    torch.tensor(torch.inf, dtype=torch.float64))
 
-    def within(self, drift_weight: float) -> Tensor:
+    def within(self, perturbation_weight: float) -> Tensor:
         """Scatter and weighted drift, (D * (D + 1) / 2,) float64."""
         scatter = self.scatter.double()
-        if drift_weight and self.drift.numel():
-            scatter = scatter + drift_weight * self.drift.double()
+        if perturbation_weight and self.drift.numel():
+            scatter = scatter + perturbation_weight * self.drift.double()
         return scatter
 
     @property
@@ -327,7 +327,7 @@ def calibrate(x: Tensor, num_prototypes: int,
     return distances.median(), distances[rank - 1]
 
 
-def unfamiliarity(distances: Tensor, usual: Tensor, limit: Tensor) -> Tensor:
+def ood_score(distances: Tensor, usual: Tensor, limit: Tensor) -> Tensor:
     """``log(d / usual) / log(limit / usual)``.
 
     On this scale a new image of the task lies at 0 in the median and below 1

@@ -310,8 +310,8 @@ class ContinualSegmentor(EncoderDecoder):
         with lowered:
             return decode_batch(self, inputs, metas, decoders)
 
-    def speak(self, head: nn.Module, classes: Sequence[str],
-              palette: Sequence[Sequence[int]]) -> None:
+    def set_decode_head(self, head: nn.Module, classes: Sequence[str],
+                        palette: Sequence[Sequence[int]]) -> None:
         """Decode with ``head``, in its label space."""
         self.decode_head = head
         self.align_corners = head.align_corners

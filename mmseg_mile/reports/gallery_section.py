@@ -70,8 +70,11 @@ def _gallery(store: PictureStore, entries: Sequence[Entry],
 
 def _tile(folder: Path, entry: Entry, name: str) -> Tile:
     captions: List[Markup] = []
-    if name == 'image' and entry['unfamiliar']:
-        captions.append(Markup('<span class="unfamiliar">unfamiliar</span>'))
+    if name == 'image' and entry['ood']:
+        captions.append(
+            Markup(
+                '<span class="out-of-distribution">out-of-distribution</span>')
+        )
     scores = dict(prediction='miou', oracle='oracle_miou')
     if name in scores:
         expert = entry['expert'] if name == 'prediction' else entry['task']

@@ -23,7 +23,7 @@ MAX_COSTLY = 10
 # A map of more points than this is smaller as pixels.
 MAX_DRAWN_POINTS = 2000
 SUMMARY = ('task', 'images', '% right', 'most frequent wrong expert',
-           '% unfamiliar', 'median distance: own expert',
+           '% out-of-distribution', 'median distance: own expert',
            'median distance: nearest other', 'points lost')
 
 
@@ -43,11 +43,12 @@ def embedding_map(run: RunRecord) -> Optional[Markup]:
     if not has_embedding_map(run.results, run.images):
         return None
     picture = figure_embedding_map(run.results, run.images)
-    unfamiliar = sum(bool(image.unfamiliar) for image in run.images)
+    ood = sum(bool(image.ood) for image in run.images)
     return figure(
         png_bytes(picture) if len(run.images) > MAX_DRAWN_POINTS else picture,
         alt=f'Map of {len(run.images)} images around the prototypes of '
-        f'{len(run.learned)} tasks; {unfamiliar} images are unfamiliar')
+        f'{len(run.learned)} tasks; {ood} images are '
+        'out-of-distribution')
 
 
 def routing_summary(run: RunRecord) -> Optional[Markup]:
@@ -70,7 +71,7 @@ def routing_rows(run: RunRecord) -> List[List[str]]:
         if not images:
             continue
         learned = task in run.learned
-        flags = [i.unfamiliar for i in images if i.unfamiliar is not None]
+        flags = [i.ood for i in images if i.ood is not None]
         right = [i.expert == task for i in images] if learned else []
         rows.append([
             task if learned else f'{task} (not learned)', f'{len(images):,}',

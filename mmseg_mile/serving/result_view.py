@@ -61,7 +61,7 @@ class ResultView:
         speaker = prediction.speaker()
         self.title = speaker[0].upper() + speaker[1:]
         self.reasons = prediction.reasons()
-        self.unfamiliar = prediction.unfamiliar
+        self.ood = prediction.ood
         self.seconds = f'{prediction.seconds:.2f}'
         self.size = '{1} x {0}'.format(*prediction.labels.shape)
         self.labels_file = f'{PurePath(prediction.name).stem}_labels.png'

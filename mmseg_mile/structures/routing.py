@@ -20,20 +20,20 @@ class Routing:
             a row of zeros is for the base without an expert.
         distances (Tensor): (B, E), the gate's distances; NaN where the gate
             measures none.
-        unfamiliar (Tensor): (B,) bool, True where the image lies further
+        ood (Tensor): (B,) bool, True where the image lies further
             from its nearest expert than that expert's own images do.
         abstains (Tensor, optional): (B,) bool, True where the image gets no
             prediction. Defaults to None: nowhere.
-        unfamiliarity (Tensor, optional): (B,), what ``unfamiliar`` is made
+        ood_score (Tensor, optional): (B,), what ``ood`` is made
             of: 1 at the limit, larger for stranger images. Defaults to None:
             the gate does not measure it.
     """
     expert_names: Tuple[str, ...]
     weights: Tensor
     distances: Tensor
-    unfamiliar: Tensor
+    ood: Tensor
     abstains: Optional[Tensor] = None
-    unfamiliarity: Optional[Tensor] = None
+    ood_score: Optional[Tensor] = None
 
     def __len__(self) -> int:
         return self.weights.shape[0]
@@ -57,12 +57,11 @@ class Routing:
     def take(self, indices: Sequence[int]) -> 'Routing':
         """The routing of some of the images, in the order given."""
         chosen = list(indices)
-        abstains, unfamiliarity = (None if values is None else values[chosen]
-                                   for values in (self.abstains,
-                                                  self.unfamiliarity))
+        abstains, ood_score = (None if values is None else values[chosen]
+                               for values in (self.abstains, self.ood_score))
         return Routing(self.expert_names, self.weights[chosen],
-                       self.distances[chosen], self.unfamiliar[chosen],
-                       abstains, unfamiliarity)
+                       self.distances[chosen], self.ood[chosen], abstains,
+                       ood_score)
 
     def groups(self) -> List[Tuple[Dict[str, float], List[int]]]:
         """Images that share one mixture, in order of first appearance.

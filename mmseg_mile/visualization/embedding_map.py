@@ -52,7 +52,7 @@ def figure_embedding_map(results: StreamResults,
 
     Colour and shape are the true task, large marks the prototypes. A red
     cross marks an image that went to another expert than its task's, a
-    hollow mark one that the gate finds unfamiliar. Computed from distances
+    hollow mark one that the gate finds out-of-distribution. Computed from distances
     alone, see :func:`landmark_map`; the caption says how much of the
     variance it shows.
 
@@ -129,18 +129,17 @@ def _draw_images(axes: Axes, images: Sequence[RoutedImage], places: np.ndarray,
     size = IMAGE_SIZE * min(1, max(0.25, 400 / len(images)))
     groups: Dict[Tuple[str, bool], List[int]] = {}
     for index, image in enumerate(images):
-        groups.setdefault((image.task, bool(image.unfamiliar)),
-                          []).append(index)
-    for (task, unfamiliar), chosen in groups.items():
+        groups.setdefault((image.task, bool(image.ood)), []).append(index)
+    for (task, ood), chosen in groups.items():
         colour, marker = styles[task]
         axes.scatter(
             places[chosen, 0],
             places[chosen, 1],
             s=size,
             marker=marker,
-            facecolors='none' if unfamiliar else colour,
-            edgecolors=colour if unfamiliar else 'white',
-            linewidths=1 if unfamiliar else 0.3,
+            facecolors='none' if ood else colour,
+            edgecolors=colour if ood else 'white',
+            linewidths=1 if ood else 0.3,
             zorder=2)
     wrong = [i for i, image in enumerate(images) if _is_wrong(image, experts)]
     if wrong:
@@ -200,7 +199,7 @@ def _finish_axes(axes: Axes, found: LandmarkMap, ratio: float) -> None:
 def _legend_handles(results: StreamResults, images: Sequence[RoutedImage],
                     experts: Sequence[str],
                     styles: Dict[str, Tuple[str, str]]) -> List[Line2D]:
-    """What occurs: tasks, a prototype, unfamiliar and wrong images."""
+    """What occurs: tasks, a prototype, out-of-distribution and wrong images."""
 
     def mark(label: str, **look: Any) -> Line2D:
         look = dict(dict(color='0.5', marker='o', markersize=6), **look)
@@ -224,8 +223,8 @@ def _legend_handles(results: StreamResults, images: Sequence[RoutedImage],
             markersize=10,
             markeredgecolor='black',
             markeredgewidth=1.6))
-    if any(image.unfamiliar for image in images):
-        handles.append(mark('unfamiliar', markerfacecolor='none'))
+    if any(image.ood for image in images):
+        handles.append(mark('ood', markerfacecolor='none'))
     if any(_is_wrong(image, experts) for image in images):
         handles.append(
             mark(

@@ -72,10 +72,9 @@ def expert_caption(task: str, expert: Optional[str]) -> Optional[Caption]:
     return Caption(f'{MARKS[right]} {name}', RIGHT if right else WRONG, True)
 
 
-def unfamiliar_caption(panel: Panel) -> Optional[Caption]:
-    """Says so where the gate found the image unfamiliar."""
-    return Caption('unfamiliar', UNFAMILIAR,
-                   True) if panel.unfamiliar else None
+def ood_caption(panel: Panel) -> Optional[Caption]:
+    """Says so where the gate found the image out-of-distribution."""
+    return Caption('ood', UNFAMILIAR, True) if panel.ood else None
 
 
 def score_caption(miou: Optional[float]) -> Optional[Caption]:

@@ -29,8 +29,8 @@ class Panel:
             that the truth lacks.
         task (str): Name of the image's task.
         expert (str, optional): Chosen expert; None where there are none.
-        unfamiliar (bool, optional): Whether the gate found the image
-            unfamiliar; None where it does not say. Defaults to None.
+        ood (bool, optional): Whether the gate found the image
+            out-of-distribution; None where it does not say. Defaults to None.
         miou (float, optional): mIoU of this image in per cent. Defaults to
             None.
         oracle (np.ndarray, optional): (H, W) labels that the task's own
@@ -56,7 +56,7 @@ class Panel:
     prediction_palette: Sequence[Sequence[int]]
     task: str
     expert: Optional[str]
-    unfamiliar: Optional[bool] = None
+    ood: Optional[bool] = None
     miou: Optional[float] = None
     oracle: Optional[np.ndarray] = None
     oracle_classes: Sequence[str] = ()

@@ -30,7 +30,7 @@ class PictureStore:
     The index holds ``after``, the task learned last; ``colours``, '#rrggbb'
     per class that occurs; and ``pictures``, one entry per panel: ``task``,
     ``number`` (its place in the task's evaluation), ``file``, ``expert``,
-    ``unfamiliar``, ``miou``, ``oracle_miou``, and relative to the folder
+    ``ood``, ``miou``, ``oracle_miou``, and relative to the folder
     the files ``image`` (JPEG), ``truth``, ``prediction`` and ``oracle``
     (PNG, or null where the own expert predicted nothing else). Every PNG is
     a picture in these colours whose palette indices are labels, whose names
@@ -99,7 +99,7 @@ class PictureStore:
             number=number,
             file=panel.file,
             expert=panel.expert,
-            unfamiliar=panel.unfamiliar,
+            ood=panel.ood,
             miou=_known(panel.miou),
             oracle_miou=_known(panel.oracle_miou),
             image=f'{stem}_image.jpg',
@@ -148,7 +148,7 @@ class PictureStore:
             spaces[f'{name}_palette'] = [self.colours[c] for c in classes]
         with Image.open(self.folder / entry['image']) as file:
             image = np.array(file)
-        texts = ('task', 'expert', 'unfamiliar', 'miou', 'oracle_miou', 'file')
+        texts = ('task', 'expert', 'ood', 'miou', 'oracle_miou', 'file')
         return Panel(image, **spaces, **{name: entry[name] for name in texts})
 
     def _extend_colours(self,

@@ -8,12 +8,12 @@ from typing import Sequence
 from matplotlib.figure import Figure
 
 from .figure_file import PathLike, save_figure
-from .gallery import (Column, expert_caption, figure_gallery, score_caption,
-                      unfamiliar_caption)
+from .gallery import (Column, expert_caption, figure_gallery, ood_caption,
+                      score_caption)
 from .panel import Panel
 
 COLUMNS = (Column('Image', 'image',
-                  left=unfamiliar_caption), Column('Ground truth', 'truth'),
+                  left=ood_caption), Column('Ground truth', 'truth'),
            Column(
                'Prediction',
                'prediction',

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from .figure_file import PathLike, save_figure
 from .gallery import (WRONG, Caption, Column, expert_caption, figure_gallery,
-                      score_caption, unfamiliar_caption)
+                      ood_caption, score_caption)
 from .panel import Panel
 
 
@@ -17,7 +17,7 @@ def _lost(panel: Panel) -> Optional[Caption]:
     return Caption(f'{panel.routing_cost:.1f} points lost', WRONG, True)
 
 
-COLUMNS = (Column('Image', 'image', left=unfamiliar_caption,
+COLUMNS = (Column('Image', 'image', left=ood_caption,
                   right=_lost), Column('Ground truth', 'truth'),
            Column(
                'As routed',

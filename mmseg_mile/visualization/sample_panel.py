@@ -69,7 +69,7 @@ def make_panel(task: Task,
         palette,
         task.name,
         sample.get('expert'),
-        sample.get('unfamiliar'),
+        sample.get('ood'),
         image_miou(task, sample),
         file=_name(sample.img_path, data_root),
         **other)

@@ -100,7 +100,7 @@ class StreamPicturesHook(Hook):
             task (Task): Task that is evaluated.
             data_samples (Sequence[SegDataSample]): Predictions; their
                 metainfo holds ``img_path`` and, where there are experts,
-                ``expert``, ``unfamiliar``, ``classes`` and ``palette`` of
+                ``expert``, ``ood``, ``classes`` and ``palette`` of
                 the prediction.
             oracle_samples (Sequence[SegDataSample], optional): Predictions
                 of the task's own expert, the same objects where it was

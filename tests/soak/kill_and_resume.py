@@ -152,7 +152,7 @@ def state_of(work_dir: Path) -> str:
 
 def tiny_config(folder: Path) -> Path:
     """Write the tiny stream, longer, and its images."""
-    from tiny_stream import draw_tiny_data, tiny_stream_config
+    from tiny import draw_tiny_data, tiny_stream_config
     path = folder / 'tiny.py'
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

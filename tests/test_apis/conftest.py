@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-from tiny_library import TinyLibrary, make_library
+from tiny import TinyLibrary, make_library
 from torch import Tensor
 
 from mmseg_mile.library.expert_store import ExpertStore

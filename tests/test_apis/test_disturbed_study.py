@@ -8,12 +8,12 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
-from tiny_stream import TINY_MODEL
+from tiny import TINY_MODEL
 
 from mmseg.registry import MODELS
-from mmseg_mile.apis.disturbed_study import (DISTURBANCES, compressed,
-                                             disturbed_study, noisy, scaled,
-                                             softened)
+from mmseg_mile.apis.perturbation_study import (DISTURBANCES, compressed,
+                                                noisy, perturbation_study,
+                                                scaled, softened)
 from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
 
 GREY = torch.full((3, 32, 48), 100, dtype=torch.uint8)
@@ -59,7 +59,7 @@ def test_every_quality_is_routed_by_every_gate():
         name: (loader(0, shade), loader(1, shade))
         for name, shade in (('dark', 0), ('light', 200))
     }
-    table = disturbed_study(model, images, embedders, [0, 0.25])
+    table = perturbation_study(model, images, embedders, [0, 0.25])
     rows = [dict(zip(table.field_names, row)) for row in table.rows]
     assert [(r['embedding'], r['drift weight']) for r in rows] == [
         ('first', 0), ('first', 0.25), ('last', 0), ('last', 0.25)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from tiny_stream import TINY_MODEL
+from tiny import TINY_MODEL
 
 from mmseg.apis import init_model
 from mmseg.models.decode_heads import SegformerHead

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_stream import tiny_task
+from tiny import tiny_task
 
 from mmseg.apis import inference_model, init_model
 from mmseg_mile.apis import export_files

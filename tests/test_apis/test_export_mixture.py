@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_library import PALETTE
+from tiny import PALETTE
 
 from mmseg_mile.adapters.adapter import lora_delta
 from mmseg_mile.apis import export_expert

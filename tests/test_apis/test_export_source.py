@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_stream import tiny_task
+from tiny import tiny_task
 
 from mmseg_mile.apis.export import export_expert
 from mmseg_mile.apis.export_files import ExportSource
@@ -91,12 +91,12 @@ def test_config_can_be_given(cnn, cfg):
 def test_settings_of_routing_play_no_part(cnn, cfg):
     cfg.model.gate = dict(type='PrototypeGate', metric='euclidean')
     cfg.model.embedder = dict(type='CLIPEmbedder', checkpoint='absent.pth')
-    cfg.model.unfamiliar = 'abstain'
+    cfg.model.ood_policy = 'abstain'
     cfg.model.predict_dtype = 'bfloat16'
     before = copy.deepcopy(cfg.model)
     source = ExportSource(cnn.store.root, 'day', cfg)
     assert source.model.predict_dtype == torch.float32
-    assert source.model.unfamiliar == 'nearest'
+    assert source.model.ood == 'nearest'
     assert cfg.model == before
 
 

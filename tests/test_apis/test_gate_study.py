@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
-from tiny_stream import TINY_MODEL
+from tiny import TINY_MODEL
 
 from mmseg.registry import MODELS
 from mmseg_mile.apis.gate_study import STAGE_SETS, StageEmbeddings

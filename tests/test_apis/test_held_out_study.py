@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
-from tiny_stream import TINY_MODEL
+from tiny import TINY_MODEL
 
 from mmseg.registry import MODELS
 from mmseg_mile.apis.gate_study import Split
@@ -54,7 +54,7 @@ def test_domain_like_another_one_is_not_noticed():
 def test_share_that_is_kept_is_that_of_the_gate():
     domains = dict(a=cloud(0., 0., 500), b=cloud(30., 0., 500))
     alarms = [
-        hold_out(domains, unfamiliar_quantile=q).scores['a'].false_alarms
+        hold_out(domains, ood_quantile=q).scores['a'].false_alarms
         for q in (0.99, 0.8)
     ]
     assert alarms[0] < 0.04 < 0.12 < alarms[1] < 0.28

@@ -8,7 +8,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from tiny_inference import make_predicting_library
+from tiny import make_predicting_library
 
 from mmseg_mile.apis.images import VideoReader, VideoWriter
 from mmseg_mile.apis.inferencer import MILEInferencer, infer_images
@@ -120,12 +120,12 @@ def test_other_experts_need_another_folder(made, inferencer, images, tmp_path):
 
 def test_what_no_expert_knows_is_counted(made, tmp_path):
     inferencer = MILEInferencer(
-        made.root, unfamiliar='abstain', show_progress=False)
+        made.root, ood_policy='abstain', show_progress=False)
     red = np.full((48, 64, 3), (0, 0, 255), np.uint8)
     assert cv2.imwrite(str(tmp_path / 'red.png'), red)
     report = infer_images(inferencer, tmp_path / 'red.png', tmp_path / 'out')
-    assert report.images == report.unfamiliar == {'no prediction': 1}
-    base = MILEInferencer(made.root, unfamiliar='base', show_progress=False)
+    assert report.images == report.ood == {'no prediction': 1}
+    base = MILEInferencer(made.root, ood_policy='base', show_progress=False)
     report = infer_images(base, tmp_path / 'red.png', tmp_path / 'out2')
     assert report.images == {'base, without an expert': 1}
 

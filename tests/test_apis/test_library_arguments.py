@@ -24,14 +24,14 @@ def test_defaults_are_those_of_the_inferencer():
 
 
 def test_every_option_arrives():
-    given = parse('--experts', 'day', 'night', '--unfamiliar', 'abstain',
+    given = parse('--experts', 'day', 'night', '--ood-policy', 'abstain',
                   '--fusion', 'logits', '--vocabulary', 'traffic sign', 'road',
                   '--task', 'day', '--config', 'a.py', '--cfg-options',
                   'model.gate.top_k=3', '--device', 'cpu')
     assert given == dict(
         expert=None,
         experts=['day', 'night'],
-        unfamiliar='abstain',
+        ood_policy='abstain',
         fusion='logits',
         vocabulary=['traffic sign', 'road'],
         task='day',
@@ -42,5 +42,5 @@ def test_every_option_arrives():
 
 def test_unknown_policy_is_refused(capsys):
     with pytest.raises(SystemExit):
-        parse('--unfamiliar', 'guess')
+        parse('--ood-policy', 'guess')
     assert 'abstain' in capsys.readouterr().err

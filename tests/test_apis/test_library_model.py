@@ -52,7 +52,7 @@ def test_options_are_set():
     cfg = Config(dict(model=dict(gate=dict(top_k=1))))
     change_config(cfg, {'model.gate.top_k': 3}, None, 'base', 'logits')
     assert cfg.model == dict(
-        gate=dict(top_k=3), unfamiliar='base', fusion='logits')
+        gate=dict(top_k=3), ood_policy='base', fusion='logits')
 
 
 def test_option_without_an_effect_is_refused():

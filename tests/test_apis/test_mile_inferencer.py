@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
-from tiny_inference import label_map, loop_predictions, make_predicting_library
+from tiny import label_map, loop_predictions, make_predicting_library
 
 from mmseg_mile.apis.inferencer import MILEInferencer
 from mmseg_mile.library.edits import rename_expert
@@ -49,7 +49,7 @@ def assert_as_in_the_loop(predictions, samples):
         assert prediction.expert == sample.expert
         assert prediction.mixture == sample.mixture
         assert prediction.distances == pytest.approx(sample.distances)
-        assert prediction.unfamiliar == sample.unfamiliar
+        assert prediction.ood == sample.ood
         assert prediction.classes == sample.classes
         assert prediction.palette == sample.palette
 
@@ -124,7 +124,7 @@ def test_forced_expert_is_the_models_forced_expert(build, made):
         for prediction, sample in zip(found, samples):
             np.testing.assert_array_equal(prediction.labels, label_map(sample))
             assert prediction.expert == 'night' and prediction.forced
-            assert prediction.unfamiliarity is None
+            assert prediction.ood_score is None
 
 
 def test_gate_chooses_among_the_experts_that_are_named(build, made):
@@ -137,14 +137,14 @@ def test_unfamiliarity_and_flag_agree(build, made):
     inferencer = build()
     known, strange = inferencer([str(made.images() / '0.png'),
                                  STRANGE])['predictions']
-    assert not known.unfamiliar and known.unfamiliarity <= 1
-    assert strange.unfamiliar and strange.unfamiliarity > 1
+    assert not known.ood and known.ood_score <= 1
+    assert strange.ood and strange.ood_score > 1
 
 
 @pytest.mark.parametrize('policy, expert, abstained',
                          [('base', None, False), ('abstain', None, True)])
 def test_policy_for_unfamiliar_images(build, policy, expert, abstained):
-    found, = build(unfamiliar=policy)(STRANGE)['predictions']
+    found, = build(ood_policy=policy)(STRANGE)['predictions']
     assert found.expert is expert and found.mixture == {}
     assert found.abstained is abstained
     assert (found.labels == 255).all() == abstained
@@ -256,7 +256,7 @@ def test_settings_tell_what_decides_on_predictions(build):
     one, same = build().settings, build().settings
     assert json.loads(json.dumps(one)) == same
     assert build(expert='day').settings != one
-    assert build(unfamiliar='abstain').settings != one
+    assert build(ood_policy='abstain').settings != one
 
 
 @pytest.mark.parametrize('options, match', [
@@ -265,9 +265,10 @@ def test_settings_tell_what_decides_on_predictions(build):
     (dict(experts=[]), 'no expert'),
     (dict(experts=['day'], expert='night'), "unknown expert 'night'"),
     (dict(task='noon'), "task must be one of .'day', 'night'"),
-    (dict(expert='day', unfamiliar='base'), 'unfamiliar has no effect'),
+    (dict(expert='day',
+          ood_policy='base'), 'out-of-distribution has no effect'),
     (dict(expert='day', fusion='logits'), 'fusion has no effect'),
-    (dict(unfamiliar='guess'), 'unfamiliar must be one of'),
+    (dict(ood_policy='guess'), 'ood_policy must be one of'),
     (dict(cfg_options={'train_cfg.max_iters': 1}), 'train_cfg.max_iters'),
     (dict(cfg_options={'model.gate.top_kk': 1}), 'top_kk'),
     (dict(cfg_options={'model.gate.type': 'NoGate'}), 'NoGate'),

@@ -10,8 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
-from tiny_library import CLASSES, PALETTE
-from tiny_stream import TINY_MODEL, tiny_task
+from tiny import CLASSES, PALETTE, TINY_MODEL, tiny_task
 from torch import nn
 
 from mmseg.registry import MODELS

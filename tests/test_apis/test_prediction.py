@@ -26,9 +26,9 @@ def prediction(labels=((0, 0, 0, 1), (255, 1, 0, 0)), **changes):
         expert='day',
         mixture=dict(day=1.0),
         distances=dict(night=3.0, day=1.25),
-        unfamiliar=False,
+        ood=False,
         abstained=False,
-        unfamiliarity=0.5,
+        ood_score=0.5,
         forced=False,
         seconds=0.25,
         source=ImageContent.of_array('a/b.png', IMAGE, rgb=True))
@@ -37,11 +37,9 @@ def prediction(labels=((0, 0, 0, 1), (255, 1, 0, 0)), **changes):
 
 
 MIXED = dict(mixture=dict(day=0.25, night=0.75), expert='night')
-BASE = dict(mixture={}, expert=None, unfamiliar=True, unfamiliarity=2.0)
+BASE = dict(mixture={}, expert=None, ood=True, ood_score=2.0)
 FORCED = dict(
-    forced=True,
-    unfamiliarity=None,
-    distances=dict(night=math.nan, day=math.nan))
+    forced=True, ood_score=None, distances=dict(night=math.nan, day=math.nan))
 
 
 @pytest.mark.parametrize('changes, expected', [
@@ -59,12 +57,12 @@ def test_who_predicted(changes, expected):
           'Familiar: 0.50 on a scale']),
     (MIXED, ['Prediction: experts 75 % night + 25 % day.', 'Familiar']),
     (BASE, ['Prediction: base without an expert.',
-            'Unfamiliar: 2.00 on a scale', 'do not rely on the map']),
+            'Out-of-distribution: 2.00 on a scale', 'do not rely on the map']),
     (dict(BASE, abstained=True), ['knows: it is left out.']),
     (FORCED, ['Expert day was asked for']),
     (dict(FORCED, forced=False), ['it measures no distance']),
-    (dict(unfamiliarity=None, unfamiliar=True),
-     ['Unfamiliar to all experts.']),
+    (dict(ood_score=None, ood=True),
+     ['Out-of-distribution to all experts.']),
 ])  # yapf: disable
 def test_reasons(changes, expected):
     text = ' '.join(prediction(**changes).reasons())
@@ -74,8 +72,8 @@ def test_reasons(changes, expected):
 
 def test_uncalibrated_expert_makes_no_claim():
     # a single training image: nothing can be flagged
-    assert len(prediction(unfamiliarity=0.0, unfamiliar=False).reasons()) == 2
-    assert len(prediction(unfamiliarity=None).reasons()) == 1
+    assert len(prediction(ood_score=0.0, ood=False).reasons()) == 2
+    assert len(prediction(ood_score=None).reasons()) == 1
 
 
 def test_captions_mark_what_is_unfamiliar():
@@ -123,8 +121,8 @@ def test_labels_are_as_wide_as_they_must_be(count, dtype):
             expert='day',
             mixture={},
             distances={},
-            unfamiliar=False,
-            unfamiliarity=None,
+            ood=False,
+            ood_score=None,
             abstained=False))
     sample.pred_sem_seg = PixelData(data=torch.full((1, 2, 4), count - 1))
     made = Prediction.of(

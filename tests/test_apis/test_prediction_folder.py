@@ -38,9 +38,9 @@ def predicted(source, labels=((0, 1, 2, 255), ) * 2, name=None):
         expert='day',
         mixture=dict(day=1.0),
         distances=dict(day=float('nan')),
-        unfamiliar=False,
+        ood=False,
         abstained=False,
-        unfamiliarity=None,
+        ood_score=None,
         forced=False,
         seconds=0.1,
         source=source)

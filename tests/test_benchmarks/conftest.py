@@ -6,7 +6,7 @@ import copy
 
 import pytest
 from mmengine.config import Config
-from tiny_stream import TINY_MODEL
+from tiny import TINY_MODEL
 
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile.benchmarks import Settings, prediction

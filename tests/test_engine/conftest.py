@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from mmengine.registry import init_default_scope
-from tiny_stream import tiny_task
+from tiny import tiny_task
 
 import mmseg_mile.datasets  # noqa: F401  registers the components
 from mmseg_mile.engine.task_data import TaskData

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_stream import tiny_task
+from tiny import tiny_task
 
 SEED = np.random.default_rng(7)
 IMAGE, LABEL = 'img/train/1.png', 'ann/train/1.png'

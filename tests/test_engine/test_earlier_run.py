@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmseg_mile.engine.work_dir import EarlierRun
+from mmseg_mile.engine.work_dir import WorkDir
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.structures import Task
 
@@ -21,7 +21,7 @@ TASKS = [
 
 @pytest.fixture
 def earlier(tmp_path):
-    return EarlierRun(tmp_path)
+    return WorkDir(tmp_path)
 
 
 def results(learned=1, rows=1):
@@ -77,42 +77,42 @@ def test_digests_are_on_disk_before_a_row_counts_as_complete(
 
 def test_snapshot_of_a_learned_task_is_removed(earlier):
     paths = unfinished(earlier, 0), unfinished(earlier, 1)
-    earlier.tidy(TASKS, results(learned=1))
+    earlier.clean_up(TASKS, results(learned=1))
     assert [path.exists() for path in paths] == [False, True]
 
 
 @pytest.mark.parametrize('rows, kept', [(0, True), (1, False)])
 def test_row_is_kept_until_it_is_complete(earlier, rows, kept):
     folder = unfinished_row(earlier)
-    earlier.tidy(TASKS, results(learned=1, rows=rows))
+    earlier.clean_up(TASKS, results(learned=1, rows=rows))
     assert folder.exists() == kept
 
 
 def test_settings_are_noted_and_compared(earlier):
-    earlier.settle(run_of(model=dict(r=2)), ())
-    earlier.settle(run_of(model=dict(r=2), resume=True), ())
+    earlier.check_settings(run_of(model=dict(r=2)), ())
+    earlier.check_settings(run_of(model=dict(r=2), resume=True), ())
     with pytest.raises(ValueError, match=r'model\.r: 2 -> 4'):
-        earlier.settle(run_of(model=dict(r=4), resume=True), ())
+        earlier.check_settings(run_of(model=dict(r=4), resume=True), ())
 
 
 def test_run_without_earlier_settings_notes_its_own(earlier):
-    earlier.settle(run_of(model=dict(r=2), resume=True), ())
+    earlier.check_settings(run_of(model=dict(r=2), resume=True), ())
     noted = json.loads((earlier.work_dir / 'settings.json').read_text())
     assert noted['model'] == dict(r=2)
 
 
 def test_announced_change_forgets_what_is_unfinished(earlier):
-    earlier.settle(run_of(model=dict(r=2)), ())
+    earlier.check_settings(run_of(model=dict(r=2)), ())
     left = [unfinished(earlier, 1), unfinished_row(earlier)]
     earlier.cross_path.write_text('{}')
-    earlier.settle(run_of(model=dict(r=4), resume=True), ['model'])
+    earlier.check_settings(run_of(model=dict(r=4), resume=True), ['model'])
     assert not any(path.exists() for path in (*left, earlier.cross_path))
 
 
 def test_same_settings_keep_what_is_unfinished(earlier):
-    earlier.settle(run_of(model=dict(r=2)), ())
+    earlier.check_settings(run_of(model=dict(r=2)), ())
     left = [unfinished(earlier, 1), unfinished_row(earlier)]
-    earlier.settle(run_of(model=dict(r=2), resume=True), ['model'])
+    earlier.check_settings(run_of(model=dict(r=2), resume=True), ['model'])
     assert all(path.exists() for path in left)
 
 

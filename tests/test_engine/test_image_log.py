@@ -31,13 +31,13 @@ def test_line_says_where_the_image_was_sent_and_what_it_cost(tmp_path):
                 'day': 2.0,
                 'night': 1.23456789
             },
-            unfamiliar=True))
+            ood=True))
     line = ImageLog(TASK,
                     'night', str(tmp_path)).entry(sample, counts((0, 0)),
                                                   counts((0, 1)))
     assert (line.after, line.task, line.dataset, line.file) == (
         'night', 'day', 'Val', 'city/a.png')  # yapf: disable
-    assert (line.expert, line.unfamiliar) == ('night', True)
+    assert (line.expert, line.ood) == ('night', True)
     assert line.distances == {'day': 2.0, 'night': 1.23457}
     # road: 1 of 2 pixels, car: none
     assert (line.miou, line.oracle_miou, line.routing_cost) == (25, 100, 75)
@@ -47,7 +47,7 @@ def test_method_without_experts_leaves_routing_empty(tmp_path):
     line = ImageLog(TASK, 'day', str(tmp_path)).entry(
         SegDataSample(metainfo=dict(img_path=str(tmp_path / 'a.png'))),
         counts((0, 1)), None)
-    assert line.expert is line.unfamiliar is line.oracle_miou is None
+    assert line.expert is line.ood is line.oracle_miou is None
     assert line.mixture == line.distances == {}
 
 

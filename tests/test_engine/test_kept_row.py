@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmseg_mile.engine.task_evaluator import KeptRow, TaskScore
+from mmseg_mile.engine.task_evaluator import RowCache, TaskScore
 from mmseg_mile.evaluation import DomainIoU, RoutedImage
 from mmseg_mile.structures import Task
 
@@ -28,13 +28,13 @@ def evaluate(task):
 
 @pytest.fixture
 def row(tmp_path):
-    row = KeptRow(tmp_path / 'row', 'night')
+    row = RowCache(tmp_path / 'row', 'night')
     row.score(TASK, evaluate)
     return row
 
 
 def test_kept_score_is_not_evaluated_again(row):
-    score = KeptRow(row.folder, 'night').score(TASK, never)
+    score = RowCache(row.folder, 'night').score(TASK, never)
     assert score.to_document() == evaluate(TASK).to_document()
     assert score.routed.miou() == 50
     assert score.images == evaluate(TASK).images
@@ -42,7 +42,7 @@ def test_kept_score_is_not_evaluated_again(row):
 
 def test_score_of_another_row_is_not_taken(row):
     with pytest.raises(AssertionError, match='day was evaluated again'):
-        KeptRow(row.folder, 'fog').score(TASK, never)
+        RowCache(row.folder, 'fog').score(TASK, never)
 
 
 def test_nothing_is_left_of_a_complete_row(row):

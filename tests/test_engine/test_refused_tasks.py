@@ -7,7 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from tiny_stream import tiny_task
+from tiny import tiny_task
 
 
 def test_stream_without_tasks_is_refused(open_tasks):

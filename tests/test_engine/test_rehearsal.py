@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.runner import Runner
-from tiny_stream import tiny_task
+from tiny import tiny_task
 
 from mmseg_mile.engine.rehearsal import (check_extension,
                                          check_rehearsal_config,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_mile.engine.task_evaluator import (TaskScore, enter_cost, enter_row,
-                                              setting_of)
+from mmseg_mile.engine.task_evaluator import (TaskScore, record_cost,
+                                              record_row, setting_of)
 from mmseg_mile.evaluation.domain_iou import DomainIoU
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.routing_log import RoutedImage
@@ -46,7 +46,7 @@ def results():
 
 
 def test_row_is_entered_with_zero_shot_scores(results):
-    digests = enter_row(results, 0, TASKS,
+    digests = record_row(results, 0, TASKS,
                         [score(8, 9, day=4), score(3, day=4)])  # yapf: disable
     assert results.miou['routed'][0].tolist() == [80, 30]
     assert results.miou['oracle'][0, 0] == 90
@@ -57,14 +57,14 @@ def test_row_is_entered_with_zero_shot_scores(results):
 
 
 def test_gate_counts_are_those_of_learned_tasks(results):
-    enter_row(results, 1, TASKS, [
+    record_row(results, 1, TASKS, [
         score(8, 8, day=3, night=1), score(8, 8, night=4)])  # yapf: disable
     assert results.gate_confusion.tolist() == [[3, 1], [0, 4]]
     assert results.gate_accuracy == 7 / 8
 
 
 def test_image_that_got_no_expert_was_not_routed_right(results):
-    enter_row(results, 1, TASKS, [
+    record_row(results, 1, TASKS, [
         score(8, 8, day=3, nobody=1), score(8, 8, night=4)])  # yapf: disable
     assert results.gate_confusion.tolist() == [[3, 0], [0, 4]]
     assert results.gate_accuracy == 7 / 8
@@ -74,7 +74,7 @@ def test_prototype_distances_follow_the_order_of_the_tasks(results):
     gate = SimpleNamespace(
         expert_names=('night', 'day'),
         prototype_distances=lambda: torch.tensor([[0., 5.], [3., 0.]]))
-    enter_row(results, 1, TASKS, [score(8, 8), score(8, 8)], gate)
+    record_row(results, 1, TASKS, [score(8, 8), score(8, 8)], gate)
     assert results.prototype_distances.tolist() == [[0, 3], [5, 0]]
 
 
@@ -104,7 +104,7 @@ def test_cost_counts_kept_images_too(results, tmp_path):
         backbone=torch.nn.Linear(3, 2),
         kept_cost=lambda experts: dict(params=10, bytes=40),
         expert_costs=lambda folder: [])
-    enter_cost(results, 1, 2.5, model, tmp_path, image_bytes=7)
+    record_cost(results, 1, 2.5, model, tmp_path, image_bytes=7)
     assert results.cost.base_params == 8
     assert results.cost.train_seconds[1] == 2.5
     assert (results.cost.kept_params[1], results.cost.kept_bytes[1]) == (10,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.runner import Runner
-from tiny_stream import tiny_task
+from tiny import tiny_task
 
 TEMPLATE = dict(batch_size=2, num_workers=0)
 

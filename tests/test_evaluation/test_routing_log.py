@@ -17,7 +17,7 @@ from mmseg_mile.evaluation import (RoutedImage, read_routing_log,
                                    routing_log_path, write_routing_log)
 
 FIELDS = ('after', 'task', 'dataset', 'file', 'expert', 'mixture', 'distances',
-          'unfamiliar', 'miou', 'oracle_miou')
+          'ood', 'miou', 'oracle_miou')
 # a loaded machine is no failure
 bounded = settings(
     max_examples=200,
@@ -49,7 +49,7 @@ def image(**changes: Any) -> RoutedImage:
             'day': 3.5,
             'dusk': 2
         },
-        unfamiliar=False,
+        ood=False,
         miou=40.0,
         oracle_miou=52.5)
     return RoutedImage(**{**values, **changes})
@@ -65,7 +65,7 @@ def folder() -> Iterator[Path]:
 def test_log_comes_back_line_by_line(tmp_path: Path) -> None:
     images = [
         image(),
-        image(file='straße/☃ \u2028.png', unfamiliar=True),
+        image(file='straße/☃ \u2028.png', ood=True),
         RoutedImage('dusk', 'day', 'CamVidDataset', 'b.png')
     ]
     path = routing_log_path(tmp_path, 'dusk')
@@ -166,7 +166,7 @@ def test_missing_file_is_no_broken_file(tmp_path: Path) -> None:
     ('distances', {
         'day': 10**400
     }),
-    ('unfamiliar', 1),
+    ('ood', 1),
     ('miou', '40'),
     ('miou', True),
     ('miou', math.nan),

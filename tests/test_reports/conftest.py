@@ -152,7 +152,7 @@ def invent_images(tasks: Tuple[str, ...], rows: int,
                         name: abs(index - i) * 10. + number
                         for i, name in enumerate(tasks[:rows])
                     },
-                    unfamiliar=wrong)
+                    ood=wrong)
                 if index < rows:
                     routed['oracle_miou'] = 52 + (index if wrong else -2)
             images.append(
@@ -179,7 +179,7 @@ def invent_panel(task: str, expert: Optional[str], number: int) -> Panel:
         *spaces,
         task,
         expert,
-        unfamiliar=bool(number),
+        ood=bool(number),
         miou=50 - number,
         oracle=truth if expert else None,
         oracle_classes=CLASSES,

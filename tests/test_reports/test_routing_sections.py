@@ -32,8 +32,8 @@ def test_shares_and_distances_by_hand(make_run) -> None:
         read_run(make_run()),
         images=[
             image('day', 'day', 1, 9, miou=50, oracle_miou=50),
-            image('day', 'day', 2, 8, unfamiliar=False),
-            image('day', 'day', 6, 7, unfamiliar=True),
+            image('day', 'day', 2, 8, ood=False),
+            image('day', 'day', 6, 7, ood=True),
             image('night', 'day', 5, 3, miou=40, oracle_miou=43),
             image('night', 'night', 4, 7, miou=40, oracle_miou=40),
         ])
@@ -122,7 +122,7 @@ def test_map_and_confusion_are_drawn(make_run, read_page) -> None:
     run = read_run(make_run())
 
     assert 'Map of 8 images around the prototypes of 2 tasks; 2 images are ' \
-        'unfamiliar' in embedding_map(run)
+        'ood' in embedding_map(run)
     assert '87.50 % right' in gate_confusion(run)
 
 

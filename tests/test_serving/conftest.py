@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from tiny_inference import PredictingLibrary, make_predicting_library
+from tiny import PredictingLibrary, make_predicting_library
 
 from mmseg_mile.apis.inferencer import MILEInferencer
 from mmseg_mile.serving import PageServer

@@ -74,7 +74,7 @@ def test_unfamiliar_image_is_flagged(serve):
     stream = io.BytesIO()
     Image.new('RGB', (64, 48), (255, 0, 0)).save(stream, 'JPEG')
     html = predict(serve(), stream.getvalue())[2]
-    assert 'class="flag">Unfamiliar' in html
+    assert 'class="flag">Out-of-distribution' in html
 
 
 def test_requests_at_the_same_time_are_all_answered(serve, made):

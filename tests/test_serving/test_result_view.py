@@ -29,9 +29,9 @@ def view(labels=LABELS, **changes):
         expert='night',
         mixture=dict(day=0.25, night=0.75),
         distances=dict(fog=4.0, day=2.0, night=1.0),
-        unfamiliar=False,
+        ood=False,
         abstained=False,
-        unfamiliarity=0.5,
+        ood_score=0.5,
         forced=False,
         seconds=0.25,
         source=ImageContent.of_array('b', image))
@@ -105,10 +105,10 @@ def test_html_says_it_in_words():
     assert 'a/b.jpg, 4 x 2 pixels, 0.25 s' in html
     assert 'class="flag"' not in html
     flagged = view(
-        unfamiliar=True, unfamiliarity=3.0, abstained=True, mixture={},
+        ood=True, ood_score=3.0, abstained=True, mixture={},
         expert=None).render()  # yapf: disable
     assert '<h2>No prediction</h2>' in flagged
-    assert 'class="flag">Unfamiliar: 3.00' in flagged
+    assert 'class="flag">Out-of-distribution: 3.00' in flagged
 
 
 def test_forced_expert_has_no_table():

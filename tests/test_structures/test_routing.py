@@ -31,13 +31,13 @@ def test_some_images_are_taken_in_the_order_given():
                     torch.eye(2)[[0, 1, 0]],
                     torch.arange(6.).view(3, 2),
                     torch.tensor([False, True, False]),
-                    unfamiliarity=torch.tensor([0., 2., 1.]))
+                    ood_score=torch.tensor([0., 2., 1.]))
     taken = whole.take([2, 1])
     assert taken.expert_names == ('a', 'b') and len(taken) == 2
     assert [taken.top_expert(i) for i in (0, 1)] == ['a', 'b']
     assert taken.distances.tolist() == [[4, 5], [2, 3]]
-    assert taken.unfamiliar.tolist() == [False, True]
-    assert taken.unfamiliarity.tolist() == [1, 2]
+    assert taken.ood.tolist() == [False, True]
+    assert taken.ood_score.tolist() == [1, 2]
     assert len(whole) == 3
 
 

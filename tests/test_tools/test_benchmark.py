@@ -7,7 +7,7 @@ import json
 
 import pytest
 from mmengine.config import Config
-from tiny_stream import TINY_MODEL
+from tiny import TINY_MODEL
 
 from mmseg_mile.benchmarks import library_scale, prediction, training
 

@@ -33,11 +33,11 @@ def infer(run_tool, stream_run, capsys):
 
 
 def rows(printed):
-    """Images and unfamiliar ones per expert, of the table."""
+    """Images and out-of-distribution ones per expert, of the table."""
     cells = [[c.strip() for c in line.split('|')[1:-1]]
              for line in printed.splitlines() if line.startswith('|')]
-    return {name: (images, unfamiliar)
-            for name, images, unfamiliar in cells[1:]}  # yapf: disable
+    return {name: (images, ood)
+            for name, images, ood in cells[1:]}  # yapf: disable
 
 
 def test_every_image_gets_its_files_and_its_line(infer, images, tmp_path):
@@ -54,7 +54,7 @@ def test_every_image_gets_its_files_and_its_line(infer, images, tmp_path):
     for line in lines:
         assert line['expert'] in found
         assert set(line['distances']) == {'day', 'night', 'infrared'}
-        assert line['unfamiliar'] in (True, False)
+        assert line['ood'] in (True, False)
         assert (out / 'labels' / line['name']).is_file()
         assert (out / line['overlay']).is_file()
 

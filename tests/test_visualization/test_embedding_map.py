@@ -69,7 +69,7 @@ def test_colour_is_the_true_task(results: StreamResults) -> None:
 
 
 def test_unfamiliar_images_are_hollow(results: StreamResults) -> None:
-    images = [make_image('day', (1, 1), unfamiliar=True)]
+    images = [make_image('day', (1, 1), ood=True)]
     _, fill, edge = points(figure_embedding_map(results, images))[0]
 
     assert len(fill) == 0

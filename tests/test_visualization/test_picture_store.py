@@ -39,7 +39,7 @@ def test_panel_is_found_again(store: PictureStore, make_panel: Callable,
         make_panel(
             task='late at night',
             expert='day',
-            unfamiliar=True,
+            ood=True,
             miou=12.34567,
             oracle=own,
             oracle_classes=('weed', 'sky'),
@@ -55,9 +55,9 @@ def test_panel_is_found_again(store: PictureStore, make_panel: Callable,
     # only the classes that occur are kept
     assert panel.oracle_classes == ['sky']
     assert (panel.oracle == 0).all()
-    assert (panel.task, panel.expert, panel.unfamiliar, panel.miou,
-            panel.oracle_miou, panel.file) == ('late at night', 'day', True,
-                                               12.3457, 50, 'night/a.png')
+    assert (panel.task, panel.expert, panel.ood, panel.miou, panel.oracle_miou,
+            panel.file) == ('late at night', 'day', True, 12.3457, 50,
+                            'night/a.png')
 
 
 def test_index_lists_what_a_page_needs(store: PictureStore,
@@ -75,7 +75,7 @@ def test_index_lists_what_a_page_needs(store: PictureStore,
                 number=0,
                 file='',
                 expert='day',
-                unfamiliar=None,
+                ood=None,
                 miou=None,
                 oracle_miou=None,
                 image='day/0_image.jpg',

@@ -56,13 +56,12 @@ def test_right_expert_is_green_and_wrong_one_red(tmp_path: Path,
 def test_notes_tell_unfamiliar_images_and_scores(tmp_path: Path,
                                                  drawn: List[Figure],
                                                  make_panel: Callable) -> None:
-    draw_prediction_gallery(
-        [make_panel(expert=None, unfamiliar=True, miou=51.27)],
-        tmp_path / 'a.png')
+    draw_prediction_gallery([make_panel(expert=None, ood=True, miou=51.27)],
+                            tmp_path / 'a.png')
 
     notes = captions(drawn[0])
-    assert set(notes) == {'unfamiliar', 'mIoU 51.3'}
-    assert notes['unfamiliar'] == to_rgb(UNFAMILIAR)
+    assert set(notes) == {'ood', 'mIoU 51.3'}
+    assert notes['ood'] == to_rgb(UNFAMILIAR)
 
 
 def test_plain_methods_have_no_caption(tmp_path: Path, drawn: List[Figure],
@@ -110,7 +109,7 @@ def test_nothing_overlaps(tmp_path: Path, drawn: List[Figure], count: int,
                           make_panel: Callable) -> None:
     name = 'a domain with quite a long name indeed'
     panels = [
-        make_panel(task=name, expert=name, unfamiliar=True, miou=100.)
+        make_panel(task=name, expert=name, ood=True, miou=100.)
         for _ in range(count)
     ]
     draw_prediction_gallery(panels, tmp_path / 'a.png')

@@ -55,9 +55,8 @@ def test_legend_holds_what_the_own_expert_predicts(
 def test_nothing_overlaps(make_costly: Callable, count: int,
                           texts_that_collide: Callable) -> None:
     name = 'a domain with quite a long name indeed'
-    panels = [
-        make_costly(task=name, expert=name + '!', unfamiliar=True, miou=100.0)
-    ] * count
+    panels = [make_costly(task=name, expert=name + '!', ood=True, miou=100.0)
+              ] * count
 
     assert not texts_that_collide(figure_routing_cost(panels))
 

@@ -27,13 +27,13 @@ def test_panel_takes_the_label_space_of_the_expert(
         make_sample(
             prediction=prediction,
             expert='farm',
-            unfamiliar=True,
+            ood=True,
             classes=('weed', ),
             palette=((1, 2, 3), )), LOGGER)
 
     assert panel.prediction_classes == ('weed', )
     assert panel.expert == 'farm'
-    assert panel.unfamiliar
+    assert panel.ood
     assert panel.miou == 0
 
 

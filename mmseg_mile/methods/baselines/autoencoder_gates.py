@@ -169,7 +169,7 @@ class ReconstructionGate(BaseGate):
         batch_size (int): Images per step, drawn with replacement.
         lr (float): Of Adam. Defaults to 3e-3.
         weight_decay (float): Of Adam. Defaults to 1e-4.
-        unfamiliar_quantile (float): An image is unfamiliar whose error
+        ood_quantile (float): An image is out-of-distribution whose error
             exceeds, with every expert, this quantile of the expert's errors
             on its training images. Those are smaller than of new images of
             the same task, so that more than the rest of the latter is
@@ -187,7 +187,7 @@ class ReconstructionGate(BaseGate):
                  batch_size: int,
                  lr: float = 3e-3,
                  weight_decay: float = 1e-4,
-                 unfamiliar_quantile: float = 0.99,
+                 ood_quantile: float = 0.99,
                  seed: int = 0) -> None:
         super().__init__()
         for name, least, value in (('num_steps', 1,
@@ -198,14 +198,14 @@ class ReconstructionGate(BaseGate):
                                  f'{value}')
         if lr <= 0:
             raise ValueError(f'gate.lr must be > 0, got {lr}')
-        if not 0 < unfamiliar_quantile <= 1:
-            raise ValueError('gate.unfamiliar_quantile must be in (0, 1], '
-                             f'got {unfamiliar_quantile}')
+        if not 0 < ood_quantile <= 1:
+            raise ValueError('gate.ood_quantile must be in (0, 1], '
+                             f'got {ood_quantile}')
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.lr = lr
         self.weight_decay = weight_decay
-        self.unfamiliar_quantile = unfamiliar_quantile
+        self.ood_quantile = ood_quantile
         self.seed = seed
         self._tasks: Dict[str, Weights] = {}
 
@@ -247,9 +247,7 @@ class ReconstructionGate(BaseGate):
             errors = _errors(network, weights, values)
         super().fit(task, None)
         self._tasks[task] = dict(
-            weights,
-            **statistics,
-            reach=errors.quantile(self.unfamiliar_quantile))
+            weights, **statistics, reach=errors.quantile(self.ood_quantile))
 
     def remove(self, task: str) -> None:
         """Forget a task; the others stay as they are."""

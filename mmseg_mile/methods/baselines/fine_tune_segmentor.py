@@ -107,7 +107,7 @@ class FineTuneSegmentor(ContinualSegmentor):
             if self.classes:
                 copy_matching(head, self.decode_head.state_dict(), classes,
                               self.classes)
-            self.speak(head, classes, palette)
+            self.set_decode_head(head, classes, palette)
         self.renew_auxiliary_heads(len(self.classes))
         self._spaces[task.name] = task.classes
         self._task = task.name
@@ -145,7 +145,7 @@ class FineTuneSegmentor(ContinualSegmentor):
         """Read the weights as they were after the last of ``tasks``."""
         if tasks:
             state, classes, palette = load_model(folder / tasks[-1].name)
-            self.speak(self.new_head(len(classes)), classes, palette)
+            self.set_decode_head(self.new_head(len(classes)), classes, palette)
             self.take_state(state)
 
     def take_state(self, state: TensorDict) -> None:
@@ -196,7 +196,7 @@ class JointSegmentor(FineTuneSegmentor):
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """With the first task, a head for all; later nothing changes."""
         if not self.classes:
-            self.speak(
+            self.set_decode_head(
                 self.new_head(len(self._colours)), tuple(self._colours),
                 tuple(self._colours.values()))
         super().begin_task(task, loader)

@@ -282,7 +282,7 @@ class MDILSegmentor(GivenTaskSegmentor):
                 for name, value in self.state_dict().items()
                 if name in self._shared()
             })
-        self.speak(head, task.classes, task.palette)
+        self.set_decode_head(head, task.classes, task.palette)
         self._present = ''
         self.renew_auxiliary_heads(task.num_classes)
 
@@ -359,7 +359,7 @@ class MDILSegmentor(GivenTaskSegmentor):
         head = self.decode_head
         if len(classes) != self.num_classes:
             head = self.new_head(len(classes)).train(self.training)
-        self.speak(head, classes, palette)
+        self.set_decode_head(head, classes, palette)
         self.load_state_dict(state, strict=strict)
 
     def _adapt(self) -> None:

@@ -123,7 +123,7 @@ class SharedLoRASegmentor(FineTuneSegmentor):
         self.backbone.load_experts([stored])
         head = self.new_head(len(stored.classes))
         head.load_state_dict(stored.head, strict=True)
-        self.speak(head, stored.classes, stored.palette)
+        self.set_decode_head(head, stored.classes, stored.palette)
 
     def kept_state(self) -> Dict[str, Tensor]:
         """See :meth:`ContinualSegmentor.kept_state`: base, adapter, head."""

@@ -121,7 +121,8 @@ class SingleTaskSegmentor(GivenTaskSegmentor):
         """Back to the pretrained backbone, with a new head."""
         self._remember_pretrained()
         self.backbone.load_state_dict(self._pretrained)
-        self.speak(self.new_head(task.num_classes), task.classes, task.palette)
+        self.set_decode_head(
+            self.new_head(task.num_classes), task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
 
     def end_task(self, task: Task, loader: Iterable[dict]) -> None:
@@ -153,8 +154,9 @@ class SingleTaskSegmentor(GivenTaskSegmentor):
         """See :meth:`GivenTaskSegmentor.take`."""
         state, classes, palette = self._models[name]
         if len(classes) != self.num_classes:
-            self.speak(self.new_head(len(classes)).eval(), classes, palette)
-        self.speak(self.decode_head, classes, palette)
+            self.set_decode_head(
+                self.new_head(len(classes)).eval(), classes, palette)
+        self.set_decode_head(self.decode_head, classes, palette)
         self.load_state_dict(state, strict=True)
 
     def _remember_pretrained(self) -> None:

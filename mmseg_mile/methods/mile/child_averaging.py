@@ -42,7 +42,7 @@ class Lineage:
             _PARENTS: list(self._parents[name])
         }
 
-    def descendants(self, name: str) -> List[str]:
+    def children(self, name: str) -> List[str]:
         """Experts that started from this one, or from one that did."""
         line: Set[str] = {self._learned_as.get(name, name)}
         found: List[str] = []
@@ -59,9 +59,9 @@ class Lineage:
             line.update(self._learned_as[other] for other in more)
 
 
-def descendant_mixtures(lineage: Lineage, names: Sequence[str],
-                        distances_EE: Tensor, temperature: float,
-                        labels: Mapping[str, Any]) -> Dict[str, Dict]:
+def child_mixtures(lineage: Lineage, names: Sequence[str],
+                   distances_EE: Tensor, temperature: float,
+                   labels: Mapping[str, Any]) -> Dict[str, Dict]:
     """What stands for each expert: itself and its descendants.
 
     A descendant went on training the weights of its ancestor, so the line
@@ -84,7 +84,7 @@ def descendant_mixtures(lineage: Lineage, names: Sequence[str],
     """
     mixtures = {}
     for row, name in enumerate(names):
-        later = lineage.descendants(name)
+        later = lineage.children(name)
         columns = [row] + [
             i for i, other in enumerate(names)
             if other in later and labels[other] == labels[name]

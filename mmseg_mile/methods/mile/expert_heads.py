@@ -118,7 +118,7 @@ class ExpertHeads:
         del self._cache[self._key(name)]
         del self._labels[name]
 
-    def alike(self, mixture: Mapping[str, float]) -> Dict[str, float]:
+    def fusable(self, mixture: Mapping[str, float]) -> Dict[str, float]:
         """The experts of a mixture that can speak with one head.
 
         Args:
@@ -148,7 +148,7 @@ class ExpertHeads:
         """
         if len(mixture) == 1:
             return self[heaviest(mixture)].state
-        shares = self.alike(mixture)
+        shares = self.fusable(mixture)
         states = [(w, self[name].state) for name, w in shares.items()]
         return {
             key: _mean([(w, state[key]) for w, state in states])

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from mmseg.registry import MODELS, TASK_UTILS
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
-from mmseg_mile.gates.base_gate import (BaseGate, check_policy,
-                                        handle_unfamiliar)
-from mmseg_mile.gates.embedders import looks_at
+from mmseg_mile.gates.base_gate import (BaseGate, apply_ood_policy,
+                                        check_ood_policy)
+from mmseg_mile.gates.embedders import augmented_views
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.gates.simple_gates import FixedGate
 from mmseg_mile.library.expert_store import ExpertStore, StoredExpert
@@ -28,7 +28,7 @@ from mmseg_mile.structures.interleaving import interleave
 from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
 from ..prediction import Decoder, PredictedSamples
-from .child_averaging import Lineage, descendant_mixtures, mixed
+from .child_averaging import Lineage, child_mixtures, mixed
 from .expert_heads import ExpertHeads, LabelSpace, heaviest
 
 
@@ -44,8 +44,8 @@ def routing_info(routing: Routing, index: int,
     Returns:
         dict: ``expert``, the heaviest one, None for the base alone and for
         no prediction; ``mixture``, weights above zero; ``classes`` and
-        ``palette``; ``distances`` per expert; ``unfamiliar``, and
-        ``unfamiliarity``, None where the gate does not measure it;
+        ``palette``; ``distances`` per expert; ``ood``, and
+        ``ood_score``, None where the gate does not measure it;
         ``abstained``, whether there is no prediction.
     """
     mixture = routing.mixture(index)
@@ -56,9 +56,9 @@ def routing_info(routing: Routing, index: int,
         mixture=mixture,
         distances=dict(
             zip(routing.expert_names, routing.distances[index].tolist())),
-        unfamiliar=bool(routing.unfamiliar[index]),
-        unfamiliarity=None if routing.unfamiliarity is None else float(
-            routing.unfamiliarity[index]),
+        ood=bool(routing.ood[index]),
+        ood_score=None
+        if routing.ood_score is None else float(routing.ood_score[index]),
         abstained=routing.abstains is not None
         and bool(routing.abstains[index]))
 
@@ -127,7 +127,7 @@ if TYPE_CHECKING:
 
 def embed_images(model: 'ExpertSegmentor',
                  loader: Iterable[dict],
-                 num_looks: Optional[int] = None) -> Tensor:
+                 num_views: Optional[int] = None) -> Tensor:
     """Embed every image of a loader with the frozen base.
 
     However many processes share the images, the rows and their order are
@@ -139,7 +139,7 @@ def embed_images(model: 'ExpertSegmentor',
         model (ExpertSegmentor): Whose preprocessor, base, embedder and gate.
         loader (Iterable[dict]): Batches of test-pipeline images, those of
             this process only.
-        num_looks (int, optional): L, at each image, see
+        num_views (int, optional): L, at each image, see
             :meth:`BaseGate.fit`. Defaults to None: as the model's gate
             wants.
 
@@ -147,7 +147,7 @@ def embed_images(model: 'ExpertSegmentor',
         Tensor: (N, D) on the CPU, or (N, L, D) for several looks; the images
         of all processes.
     """
-    count = model.gate.num_looks if num_looks is None else num_looks
+    count = model.gate.num_views if num_views is None else num_views
     with _random_state_kept():
         parts = [_embed(model, batch, count) for batch in loader]
     # of a small dataset, the last processes have no image
@@ -168,7 +168,7 @@ def check_embedder(model: 'ExpertSegmentor', loader: Iterable[dict]) -> None:
             model.gate.check_embeddings(_embed(model, batch, 1))
 
 
-def prepared_looks(model: 'ExpertSegmentor', batch: dict,
+def prepared_views(model: 'ExpertSegmentor', batch: dict,
                    count: int) -> List[Tensor]:
     """Images of a batch, then disturbed copies of them, as the base sees them.
 
@@ -182,14 +182,14 @@ def prepared_looks(model: 'ExpertSegmentor', batch: dict,
     """
     return [
         model.data_preprocessor(look, False)['inputs']
-        for look in looks_at(batch, count)
+        for look in augmented_views(batch, count)
     ]
 
 
 @torch.no_grad()
-def embed_looks(model: 'ExpertSegmentor', embedder: Any,
+def embed_views(model: 'ExpertSegmentor', embedder: Any,
                 looks: Sequence[Tensor]) -> Tensor:
-    """Embed what :func:`prepared_looks` gave.
+    """Embed what :func:`prepared_views` gave.
 
     Args:
         model (ExpertSegmentor): Whose frozen base.
@@ -203,9 +203,9 @@ def embed_looks(model: 'ExpertSegmentor', embedder: Any,
     return found[0] if len(found) == 1 else torch.stack(found, 1)
 
 
-def _embed(model: 'ExpertSegmentor', batch: dict, num_looks: int) -> Tensor:
-    return embed_looks(model, model.embedder,
-                       prepared_looks(model, batch, num_looks))
+def _embed(model: 'ExpertSegmentor', batch: dict, num_views: int) -> Tensor:
+    return embed_views(model, model.embedder,
+                       prepared_views(model, batch, num_views))
 
 
 def _random_state_kept() -> ContextManager[None]:
@@ -251,7 +251,7 @@ def _averaged(model: 'RoutedSegmentor', inputs: Tensor,
     """(n, C, h, w) log-probabilities, and a head to resize them."""
     total: Optional[Tensor] = None
     head: Any = None
-    for name, weight in model.heads.alike(mixture).items():
+    for name, weight in model.heads.fusable(mixture).items():
         decoder = Decoder(
             partial(model.heads.fused, {name: 1.0}, model.device),
             range(len(inputs)))
@@ -291,15 +291,15 @@ class RoutedSegmentor(ContinualSegmentor):
             predicts alone, and the class probabilities are averaged, which
             takes as many forwards (the late fusion that SemLA, arXiv
             2503.21780, compares itself with). Defaults to 'weights'.
-        unfamiliar (str): What becomes of an image that the gate flags.
+        ood_policy (str): What becomes of an image that the gate flags.
             'nearest': what the gate says; 'fuse': the nearest experts
             predict one by one, as by ``fusion='logits'``, with the weights
             of :func:`nearest_weights`; 'base': it gets no expert;
             'abstain': it gets no prediction, its label map is 255
             throughout. Defaults to 'nearest'.
-        descendant_temperature (float, optional): Where the gate chooses one
+        child_averaging (float, optional): Where the gate chooses one
             expert, mix in those that started from it, see
-            :func:`descendant_mixtures`. Defaults to None: not.
+            :func:`child_mixtures`. Defaults to None: not.
         **kwargs: As in :class:`ContinualSegmentor`.
 
     Raises:
@@ -313,8 +313,8 @@ class RoutedSegmentor(ContinualSegmentor):
                  gate: Dict[str, Any],
                  embedder: Dict[str, Any],
                  fusion: str = 'weights',
-                 unfamiliar: str = 'nearest',
-                 descendant_temperature: Optional[float] = None,
+                 ood_policy: str = 'nearest',
+                 child_averaging: Optional[float] = None,
                  **kwargs: Any) -> None:
         super().__init__(backbone, decode_head, **kwargs)
         if not isinstance(self.backbone, LoRAExpertBackbone):
@@ -326,15 +326,15 @@ class RoutedSegmentor(ContinualSegmentor):
             raise ValueError(f'model.fusion must be one of {_FUSIONS}, got '
                              f'{fusion!r}')
         self.fusion = fusion
-        self.unfamiliar = check_policy(unfamiliar)
+        self.ood_policy = check_ood_policy(ood_policy)
         self.gate: BaseGate = TASK_UTILS.build(gate)
         self.embedder = TASK_UTILS.build(embedder)
-        if hasattr(self.embedder, 'look_through'):
+        if hasattr(self.embedder, 'bind_preprocessor'):
             # a network of its own wants another normalisation
-            self.embedder.look_through(self.data_preprocessor)
+            self.embedder.bind_preprocessor(self.data_preprocessor)
         self.heads = ExpertHeads(self.backbone.experts.cache)
         self.lineage = Lineage()
-        self.descendant_temperature = self._checked(descendant_temperature)
+        self.child_averaging = self._checked(child_averaging)
         # mixtures of descendants, and the gate and experts they hold for
         self._mixtures: Tuple[Any, Tuple[str, ...], Dict] = (None, (), {})
 
@@ -395,10 +395,10 @@ class RoutedSegmentor(ContinualSegmentor):
         embeddings = self.embedder(
             self.backbone, inputs) if self.gate.needs_embeddings else None
         routing = self.gate.route(embeddings, tasks)
-        if (self.descendant_temperature is not None
+        if (self.child_averaging is not None
                 and isinstance(self.gate, PrototypeGate)):
-            routing = mixed(routing, self._descendant_mixtures(self.gate))
-        return handle_unfamiliar(routing, self.unfamiliar)
+            routing = mixed(routing, self._child_mixtures(self.gate))
+        return apply_ood_policy(routing, self.ood_policy)
 
     @contextlib.contextmanager
     def forced(self, expert: str) -> Iterator[None]:
@@ -438,23 +438,23 @@ class RoutedSegmentor(ContinualSegmentor):
         if temperature is None:
             return None
         if not temperature > 0:
-            raise ValueError('model.descendant_temperature must be > 0 or '
+            raise ValueError('model.child_averaging must be > 0 or '
                              f'None, got {temperature}')
         if not isinstance(self.gate, PrototypeGate):
             raise ValueError(
-                'model.descendant_temperature weighs experts by distances, '
+                'model.child_averaging weighs experts by distances, '
                 f'which {type(self.gate).__name__} has not: use '
                 'PrototypeGate, or leave it out')
         return temperature
 
-    def _descendant_mixtures(self, gate: PrototypeGate) -> Dict[str, Dict]:
+    def _child_mixtures(self, gate: PrototypeGate) -> Dict[str, Dict]:
         """Made once for a set of experts."""
         names = gate.expert_names
         if self._mixtures[0] is not gate or self._mixtures[1] != names:
-            assert self.descendant_temperature is not None
-            mixtures = descendant_mixtures(
+            assert self.child_averaging is not None
+            mixtures = child_mixtures(
                 self.lineage, names, gate.mean_distances(),
-                self.descendant_temperature,
+                self.child_averaging,
                 {n: self.heads.labels(n).classes
                  for n in names})
             self._mixtures = (gate, names, mixtures)
@@ -466,8 +466,8 @@ class RoutedSegmentor(ContinualSegmentor):
         Experts that did not start from one another gain from it: their
         heads were drawn apart, and a mean of weights is no head.
         """
-        return self.fusion == 'logits' or (self.unfamiliar == 'fuse'
-                                           and bool(routing.unfamiliar[index]))
+        return self.fusion == 'logits' or (self.ood_policy == 'fuse'
+                                           and bool(routing.ood[index]))
 
     def _speaker(self, routing: Routing, index: int) -> str:
         """The expert in whose classes an image is labelled."""
@@ -543,9 +543,9 @@ class ExpertSegmentor(RoutedSegmentor):
     """
 
     METHOD = 'MILE'
-    #: Whether every expert will be taken over by :meth:`adopt_task`, so that
+    #: Whether every expert will be taken over by :meth:`reuse_expert`, so that
     #: none starts from another one.
-    adopts_experts = False
+    reuses_experts = False
 
     def __init__(self,
                  *args: Any,
@@ -560,7 +560,7 @@ class ExpertSegmentor(RoutedSegmentor):
     def check_stream(self, tasks: Sequence[Task]) -> None:
         """See :meth:`ContinualSegmentor.check_stream`."""
         super().check_stream(tasks)
-        for index, task in enumerate(() if self.adopts_experts else tasks):
+        for index, task in enumerate(() if self.reuses_experts else tasks):
             check_start(task, self.init_from, [t.name for t in tasks[:index]],
                         self.gate)
 
@@ -577,7 +577,7 @@ class ExpertSegmentor(RoutedSegmentor):
         if source is not None:
             copy_matching(head, self.heads.fused_state(source), task.classes,
                           self.heads.labels(heaviest(source)).classes)
-        self.speak(head, task.classes, task.palette)
+        self.set_decode_head(head, task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
         if first and self.backbone.base_training == 'first_task':
             self.backbone.train_base()
@@ -592,8 +592,8 @@ class ExpertSegmentor(RoutedSegmentor):
                         head_config(self.head_template, task.num_classes))
         self._fit_gate(task, loader)
 
-    def adopt_task(self, task: Task, loader: Iterable[dict],
-                   expert: StoredExpert) -> None:
+    def reuse_expert(self, task: Task, loader: Iterable[dict],
+                     expert: StoredExpert) -> None:
         """Take over a finished expert; the gate learns the task anew.
 
         Args:

@@ -203,7 +203,7 @@ class CLIPEmbedder:
     the segmentor's weights nor of its library: who predicts needs it too.
 
     Images come normalised as for the segmentor. To give CLIP its own
-    normalisation, that must be undone: :meth:`look_through` takes the numbers
+    normalisation, that must be undone: :meth:`bind_preprocessor` takes the numbers
     from the segmentor's preprocessor; without it, ``mean`` and ``std`` must
     be given. Images of one channel, such as thermal ones, become grey.
 
@@ -264,7 +264,7 @@ class CLIPEmbedder:
         """Without the network, which a copy finds or loads again."""
         return dict(self.__dict__, _encoder=None)
 
-    def look_through(self, preprocessor: nn.Module) -> None:
+    def bind_preprocessor(self, preprocessor: nn.Module) -> None:
         """Learn how the images of a segmentor are normalised.
 
         Args:

@@ -194,10 +194,10 @@ class OpenVocabularyHeads(ExpertHeads):
         own = super().labels(name)
         return own if self.vocabulary is None else self.vocabulary
 
-    def alike(self, mixture: Mapping[str, float]) -> Dict[str, float]:
+    def fusable(self, mixture: Mapping[str, float]) -> Dict[str, float]:
         """See :meth:`ExpertHeads.alike`."""
         if self.vocabulary is None:
-            return super().alike(mixture)
+            return super().fusable(mixture)
         total = sum(mixture.values())
         return {name: weight / total for name, weight in mixture.items()}
 
@@ -351,13 +351,13 @@ class OpenVocabularyExpertSegmentor(ExpertSegmentor):
             except ValueError as error:
                 raise ValueError(f'task {task.name!r}: {error}') from error
 
-    def speak(self, head: nn.Module, classes: Sequence[str],
-              palette: Sequence[Sequence[int]]) -> None:
+    def set_decode_head(self, head: nn.Module, classes: Sequence[str],
+                        palette: Sequence[Sequence[int]]) -> None:
         """Decode with ``head``, in its label space."""
         network: Any = self.backbone.backbone
         name_classes: Any = head.name_classes
         name_classes(network.embed_classes(classes))
-        super().speak(head, classes, palette)
+        super().set_decode_head(head, classes, palette)
 
     def predict(self,
                 inputs: Tensor,

@@ -27,7 +27,7 @@ class SemLAGate(PrototypeGate):
     The paper's distance is Euclidean, and its ``tau`` fits the unit of
     CLIP's image embeddings, which are not normalised; ``relative`` frees it
     of the unit. ``metric``, ``num_prototypes``, ``shrinkage`` and the flag
-    for unfamiliar images are those of :class:`PrototypeGate`.
+    for out-of-distribution images are those of :class:`PrototypeGate`.
 
     Args:
         top_k (int): K, experts per image; fewer where there are fewer.

@@ -175,7 +175,7 @@ def test_number_of_workers_changes_no_expert(with_workers, stream_run, task):
 @pytest.mark.parametrize('method',
                          ['FineTuneSegmentor', 'SingleTaskSegmentor'])
 def test_baseline_goes_on_inside_a_task(learn, tiny_config, tmp_path, method):
-    import mmseg_mile.baselines  # noqa: F401  registers the methods
+    import mmseg_mile  # noqa: F401  registers the methods
 
     def config(name):
         cfg = tiny_config(tmp_path / name, ('day', 'infrared'))

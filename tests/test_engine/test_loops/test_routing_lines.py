@@ -72,7 +72,7 @@ def test_lines_measure_the_experts_of_their_row(rows, index):
         assert list(line.distances) == DOMAINS[:index + 1]
         assert line.expert == min(line.distances, key=line.distances.get)
         assert line.mixture == {line.expert: 1}
-        assert line.unfamiliar in (True, False)
+        assert line.ood in (True, False)
 
 
 def test_gate_in_the_results_is_that_of_the_lines(rows, document):

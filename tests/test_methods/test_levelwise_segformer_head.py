@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head is mmseg's own, computed another way."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mmseg.models  # noqa: F401
+import mmseg_mile  # noqa: F401
+from mmseg.registry import MODELS
+
+CHANNELS = (4, 6, 8, 10)
+SIZES = ((16, 24), (8, 12), (4, 6), (2, 3))
+ODD_SIZES = ((17, 23), (9, 12), (5, 6), (3, 3))
+VARIANTS = dict(
+    batch=dict(),
+    batch_without_affine=dict(norm_cfg=dict(type='BN', affine=False)),
+    batch_without_statistics=dict(
+        norm_cfg=dict(type='BN', track_running_stats=False)),
+    group=dict(norm_cfg=dict(type='GN', num_groups=2)),
+    no_norm=dict(norm_cfg=None),
+    aligned=dict(align_corners=True),
+    nearest=dict(interpolate_mode='nearest', align_corners=None),
+    gelu=dict(act_cfg=dict(type='GELU')),
+    two_levels=dict(in_channels=[6, 10], in_index=[1, 3]))
+
+
+def features(sizes: tuple = SIZES, count: int = 2) -> list[Tensor]:
+    """A pyramid of random features."""
+    return [torch.randn(count, c, *s) for c, s in zip(CHANNELS, sizes)]
+
+
+def pair(**options: object) -> tuple[nn.Module, nn.Module]:
+    """The stock head and ours, with the same values."""
+    config = dict(
+        in_channels=list(CHANNELS),
+        in_index=[0, 1, 2, 3],
+        channels=8,
+        num_classes=5,
+        dropout_ratio=0.0,
+        norm_cfg=dict(type='BN'),
+        align_corners=False)
+    stock, ours = (
+        MODELS.build(dict(type=kind, **{
+            **config,
+            **options
+        })) for kind in ('SegformerHead', 'LevelwiseSegformerHead'))
+    for value in stock.state_dict().values():
+        # biases, norm layers and their statistics
+        if value.dim() == 1:
+            value.copy_(0.5 + torch.rand_like(value))
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    return stock, ours
+
+
+def assert_near(got: Tensor, wanted: Tensor, scale: float = 0.0) -> None:
+    """Compare to 1e-5 of the largest value."""
+    assert got.shape == wanted.shape
+    scale = max(scale, float(wanted.detach().abs().max()))
+    assert (got - wanted).abs().max() <= 1e-5 * scale
+
+
+def test_weights_have_the_stock_head_s_keys_and_shapes():
+    stock, ours = pair()
+    assert [(k, v.shape) for k, v in ours.state_dict().items()
+            ] == [(k, v.shape) for k, v in stock.state_dict().items()]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('sizes', [SIZES, ODD_SIZES])
+@pytest.mark.parametrize('kind', VARIANTS)
+def test_logits_are_the_stock_head_s(kind, sizes):
+    stock, ours = pair(**VARIANTS[kind])
+    x = features(sizes)
+    wanted = stock.eval()(x)
+    assert wanted.std() > 1e-3
+    assert_near(ours.eval()(x), wanted)
+
+
+@torch.no_grad()
+def test_finest_level_need_not_come_first():
+    stock, ours = pair(in_index=[3, 1, 0, 2], in_channels=[10, 6, 4, 8])
+    x = features()
+    assert_near(ours.eval()(x), stock.eval()(x))
+
+
+@pytest.mark.parametrize('kind', VARIANTS)
+def test_training_is_the_stock_head_s(kind):
+    stock, ours = pair(**VARIANTS[kind])
+    inputs = features(ODD_SIZES)
+    target, outs, grads = None, [], []
+    for head in (stock.train(), ours.train()):
+        own = [level.clone().requires_grad_() for level in inputs]
+        out = head(own)
+        target = torch.randn_like(out) if target is None else target
+        (out * target).sum().backward()
+        outs.append(out)
+        grads.append({
+            **{
+                n: p.grad
+                for n, p in head.named_parameters()
+            },
+            **{
+                f'level {i}': x.grad
+                for i, x in enumerate(own)
+            }
+        })
+    assert_near(outs[1], outs[0])
+    # a shift before a batch norm has no gradient but rounding
+    scale = max(
+        float(g.abs().max()) for g in grads[0].values() if g is not None)
+    for name, wanted in grads[0].items():
+        assert (grads[1][name] is None) == (wanted is None), name
+        if wanted is not None:
+            assert_near(grads[1][name], wanted, scale)
+
+
+def test_training_moves_the_running_statistics_alike():
+    stock, ours = pair()
+    before = {k: v.clone() for k, v in stock.state_dict().items()}
+    x = features()
+    stock.train()(x)
+    ours.train()(x)
+    moved = 0
+    for key, wanted in stock.state_dict().items():
+        if 'running' in key or 'tracked' in key:
+            torch.testing.assert_close(ours.state_dict()[key], wanted)
+            moved += not torch.equal(wanted, before[key])
+    assert moved == 3 * 5
+
+
+@torch.no_grad()
+def test_eval_mode_moves_no_statistics():
+    _, ours = pair()
+    before = {k: v.clone() for k, v in ours.state_dict().items()}
+    ours.eval()(features())
+    assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
+
+
+@torch.no_grad()
+def test_statistics_of_the_day_are_folded_not_those_of_the_first_call():
+    stock, ours = pair()
+    x = features()
+    ours.eval()(x)
+    for head in (stock.eval(), ours):
+        head.fusion_conv.bn.running_mean += 1
+        head.convs[2].bn.weight.data *= 2
+    assert_near(ours(x), stock(x))
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_only():
+    _, ours = pair(dropout_ratio=0.5)
+    x = features()
+    assert torch.equal(ours.eval()(x), ours(x))
+    ours.train()
+    assert not torch.equal(ours(x), ours(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('mode', [True, False])
+def test_features_are_left_alone(mode):
+    _, ours = pair(norm_cfg=None)
+    x = features()
+    before = [level.clone() for level in x]
+    ours.train(mode)(x)
+    assert all(torch.equal(a, b) for a, b in zip(x, before))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('mode', [True, False])
+def test_autocast_stays_near_float32(mode):
+    _, ours = pair()
+    x, ours = features(), ours.train(mode)
+    wanted = ours(x)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        got = ours(x)
+    assert got.dtype == torch.bfloat16
+    error = (got.float() - wanted).abs().max() / wanted.abs().max()
+    assert 0 < error < 0.05
+
+
+@torch.no_grad()
+def test_coarse_levels_are_mixed_on_their_own_grid(monkeypatch):
+    _, ours = pair()
+    sizes, plain = [], nn.functional.conv2d
+    monkeypatch.setattr(
+        nn.functional, 'conv2d', lambda x, *args, **kwargs:
+        (sizes.append(tuple(x.shape[2:])), plain(x, *args, **kwargs))[1])
+    ours.eval()(features())
+    # each level's own convolution and its share of the mix, the classifier
+    assert sorted(sizes) == sorted(2 * list(SIZES) + [SIZES[0]])
