@@ -1,6 +1,6 @@
 """SemLA's retrieval and fusion over experts of SAN: the domain stream.
 
-Run:    python tools/train.py configs/mile/semla_san_vit-b16_domain_inc.py
+Run:    python tools/train.py configs/semla/semla_san_vit-b16_domain_inc.py
 Expect: not measured: neither the sets nor the weights of CLIP and SAN were at
         hand. Tests run it with tiny random weights.
 Another vocabulary, of any classes, at test time:
@@ -9,7 +9,7 @@ Without the second CLIP, by the embedding of SAN's own:
         leave out `embedder` below.
 """
 _base_ = [
-    '../_base_/models/mile_san_vit-b16.py',
+    '../_base_/models/semla_san_vit-b16.py',
     '../_base_/streams/city-acdc-bdd-idd.py',
     '../_base_/schedules/20k_adamw.py', '../_base_/default_runtime.py'
 ]
@@ -21,6 +21,7 @@ model = dict(
         model='openai/clip-vit-large-patch14'),
     gate=dict(_delete_=True, type='SemLAGate'),
     init_from='base')
+train_cfg = dict(method='SemLA')
 # SemLA's optimizer
 optim_wrapper = dict(
     _delete_=True,

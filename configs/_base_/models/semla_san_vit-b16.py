@@ -86,7 +86,8 @@ model = dict(
         stages=(0, ),
         statistics=('mean', ),
         scale=0.5),
-    gate=dict(type='PrototypeGate', metric='mahalanobis'),
+    gate=dict(
+        type='PrototypeGate', metric='mahalanobis', perturbation_weight=0.25),
     init_from='nearest',
     train_cfg=dict(),
     test_cfg=dict(mode='slide', crop_size=(512, 1024), stride=(384, 768)))
