@@ -79,7 +79,7 @@ class Fusing(Contender):
                 type='SemLAGate', top_k=own, metric=metric, relative=True,
                 tau=_TAU))  # yapf: disable
         for expert in subject.experts:
-            self._gate.load_state(expert.name, expert.prototypes)
+            self._gate.load_state(expert.name, expert.parts['prototypes'])
         self._runs = 0
         _check_weightings(self.routing(), own)
 

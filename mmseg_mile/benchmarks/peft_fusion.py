@@ -52,8 +52,9 @@ class PeftAllFused(Fusing, Contender):
         for expert in others:
             self._peft.add_adapter(expert.name, config)
         for expert in subject.experts:
-            adapter = dataclasses.replace(expert, norm={})
-            load_adapter(self._peft, adapter, expert.name)
+            parts = dict(adapter=expert.parts['adapter'])
+            load_adapter(self._peft, dataclasses.replace(expert, parts=parts),
+                         expert.name)
         if complete_dilation(self._peft):
             self.note = 'dilation of lora_A set by hand'
         self._stock.backbone = self._peft

@@ -21,20 +21,20 @@ def drawn(cnn_config, settings):
 
 def test_no_adapter_is_zero(drawn):
     for expert in drawn[1]:
-        assert all(v.abs().sum() > 0 for v in expert.lora.values())
+        assert all(v.abs().sum() > 0 for v in expert.parts['adapter'].values())
 
 
 def test_experts_differ_in_every_part(drawn):
     first, second, _ = drawn[1]
-    for part in ('lora', 'norm', 'head', 'prototypes'):
-        mine, other = getattr(first, part), getattr(second, part)
+    for part in ('adapter', 'norm', 'head', 'prototypes'):
+        mine, other = first.parts[part], second.parts[part]
         assert any(not torch.equal(mine[k], other[k]) for k in mine)
 
 
 def test_variances_stay_positive(drawn):
     for expert in drawn[1]:
-        for part in (expert.norm, expert.head):
-            for key, value in part.items():
+        for part in ('norm', 'head'):
+            for key, value in expert.parts[part].items():
                 assert 'running_var' not in key or (value > 0).all()
 
 

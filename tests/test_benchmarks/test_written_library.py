@@ -17,8 +17,10 @@ def test_first_experts_are_opened(cnn_config, settings, tmp_path):
 def test_bytes_are_those_of_the_tensors(cnn_config, settings, tmp_path):
     library = write_library(cnn_config, tmp_path, 1, settings)
     expert = ExpertStore(tmp_path).load('expert_0')
-    tensors = [*expert.lora.values(), *expert.norm.values(),
-               *expert.head.values()]  # yapf: disable
+    tensors = [
+        value for part in ('adapter', 'norm', 'head')
+        for value in expert.parts[part].values()
+    ]
     assert library.num_bytes == [
         sum(t.numel() * t.element_size() for t in tensors)
     ]
