@@ -12,13 +12,13 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmseg.registry import MODELS
-from mmseg_mile.structures import Routing, check_task_name
+from mmseg_mile.structures import Expert, Routing, check_task_name
 from .adapter import Adapter, fused_adapter
 from .adapter_library import AdapterLibrary, TensorSlots
 from .attention import replace_attention
-from .base_weights import (AnyExpert, PretrainedCheck, accept_stock_keys,
-                           adapter_of, check_base, fingerprint,
-                           hold_statistics, load_strictly, take_over)
+from .base_weights import (PretrainedCheck, accept_stock_keys, adapter_of,
+                           check_base, fingerprint, hold_statistics,
+                           load_strictly, take_over)
 from .injection import LoRAInjection
 from .low_rank_pass import LowRankPass
 from .targets import check_lora_config, probe_images, resolve_targets
@@ -372,7 +372,7 @@ class LoRAExpertBackbone(BaseModule):
                                            self.execution.tensors,
                                            self.lora_config)
 
-    def load_experts(self, experts: Sequence[AnyExpert]) -> None:
+    def load_experts(self, experts: Sequence[Expert]) -> None:
         """Take over adapters; stored ones are read when first used.
 
         Raises:
@@ -381,7 +381,7 @@ class LoRAExpertBackbone(BaseModule):
         check_base(experts, self.fingerprint())
         take_over(experts, self.experts, self.adapter_of)
 
-    def adapter_of(self, expert: AnyExpert) -> Adapter:
+    def adapter_of(self, expert: Expert) -> Adapter:
         """An expert's adapter, read and checked here and now."""
         with self._at_rest():
             return adapter_of(expert, self.execution.tensors,

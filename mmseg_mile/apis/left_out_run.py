@@ -21,7 +21,7 @@ from mmseg_mile.library.expert_store import StoredExpert
 from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
                                                       embed_images)
 from mmseg_mile.structures import Task
-from .library_model import import_custom_modules, library_config
+from .library_model import library_config
 
 # What of a model's config has no part in predictions that are told their
 # mixture.
@@ -89,7 +89,6 @@ class LeftOutExperts:
         if config is None:
             # the last one's config knows all tasks
             cfg = library_config(self.experts[::-1])
-            import_custom_modules(cfg)
         else:
             cfg = copy.deepcopy(config)
         cfg.merge_from_dict(dict(options))

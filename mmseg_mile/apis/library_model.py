@@ -2,20 +2,20 @@
 """The model of a library, and how it wants images to be loaded."""
 from __future__ import annotations
 
-import ast
 import copy
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mmengine.config import Config
 
 from mmseg.registry import MODELS
-from mmseg_mile.library.edits import TRAINED_AS, AnyPath
-from mmseg_mile.library.expert_store import ExpertStore, StoredExpert
+from mmseg_mile.library.edits import AnyPath
+from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.stored_config import load_config
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.methods.semla.open_vocabulary import \
     OpenVocabularyExpertSegmentor
+from mmseg_mile.structures import Expert
 from .expert_import import prediction_pipeline
 
 
@@ -51,46 +51,20 @@ def set_pretrained(cfg: Config, path: str) -> None:
 
 # What would load or download weights that the library replaces.
 _WEIGHT_SOURCES = ('init_cfg', 'pretrained')
-# Packages whose registered classes are named as `package.Class`.
-_SCOPES = ('mmseg', 'mmdet', 'mmpretrain', 'mmcls')
 
 
-def read_config(text: str) -> Config:
-    """A resolved config from its text.
-
-    A library may come from anyone, and a config file is a program: mmengine
-    runs it, and builds whatever Python object a ``type`` with dots names.
-    Here only values are read, and a ``type`` must be a registered name.
-
-    Args:
-        text (str): As mmengine's ``Config.pretty_text`` writes it.
-
-    Raises:
-        ValueError: If it holds anything but values, or a ``type`` that is no
-            registered name.
-    """
-    try:
-        values = dict(map(_assignment, ast.parse(text).body))
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ValueError(
-            f'the config of the library is not one of plain values ({error})'
-            ': name a config file that you trust as config') from error
-    check_types(values)
-    return Config(values)
-
-
-def library_config(experts: Sequence[StoredExpert]) -> Config:
+def library_config(experts: Sequence[Expert]) -> Config:
     """The config of the first expert that has one.
 
     Args:
-        experts (Sequence[StoredExpert]): Merged and imported ones have none.
+        experts (Sequence[Expert]): Merged and imported ones have none.
 
     Raises:
         ValueError: If none has one.
     """
     for expert in experts:
         if 'config' in expert.provenance:
-            return read_config(str(expert.provenance['config']))
+            return _config_of(expert)
     raise ValueError(
         f'none of the experts {[e.name for e in experts]} says which model '
         'it belongs to, they were merged or imported: name the config that '
@@ -102,87 +76,24 @@ def model_to_load(cfg: Config) -> Dict[str, Any]:
     return _without_weights(copy.deepcopy(cfg.model))
 
 
-def loading_ways(experts: Sequence[StoredExpert]) -> Dict[str, List[Any]]:
+def loading_ways(experts: Sequence[Expert]) -> Dict[str, List[Any]]:
     """The steps from a file to the model, of each expert that tells.
 
     Args:
-        experts (Sequence[StoredExpert]): Each may come from a run of its
+        experts (Sequence[Expert]): Each may come from a run of its
             own.
     """
     ways = {}
     for expert in experts:
         if 'config' in expert.provenance:
-            cfg = read_config(str(expert.provenance['config']))
-            trained_as = expert.provenance.get(TRAINED_AS, expert.name)
-            ways[expert.name] = prediction_pipeline(cfg, trained_as)
+            task = expert.provenance.get('task', expert.name)
+            ways[expert.name] = prediction_pipeline(_config_of(expert), task)
     return ways
 
 
-def import_custom_modules(cfg: Config) -> None:
-    """Import what a config says registers its components.
-
-    Raises:
-        ValueError: If a module is not installed here.
-    """
-    custom = cfg.get('custom_imports') or {}
-    for name in custom.get('imports', []):
-        try:
-            import_module(name)
-        except ImportError as error:
-            if custom.get('allow_failed_imports'):
-                continue
-            raise ValueError(
-                f'the library was made with the module {name!r}, which '
-                f'cannot be imported here ({error}): install it, or put its '
-                'folder on PYTHONPATH') from error
-
-
-class _DictCalls(ast.NodeTransformer):
-    """``dict(a=1)`` becomes ``{'a': 1}``."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        named = all(keyword.arg is not None for keyword in node.keywords)
-        if (isinstance(node.func, ast.Name) and node.func.id == 'dict'
-                and not node.args and named):
-            return ast.Dict(
-                keys=[ast.Constant(k.arg) for k in node.keywords],
-                values=[k.value for k in node.keywords])
-        return node
-
-
-def _assignment(statement: ast.stmt) -> Any:
-    """Name and value of ``name = value``."""
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target = statement.targets[0]
-        if isinstance(target, ast.Name):
-            return target.id, ast.literal_eval(_DictCalls().visit(
-                statement.value))
-    raise ValueError(f'line {statement.lineno} assigns no value to a name')
-
-
-def check_types(value: Any) -> None:
-    """Refuse a config of a library that could name any code.
-
-    Args:
-        value (Any): The config, or a part of it.
-
-    Raises:
-        ValueError: If a ``type`` is no name of a registered class.
-    """
-    if isinstance(value, dict):
-        name = value.get('type')
-        scope, dot, rest = str(name).partition('.')
-        if '_scope_' in value or (dot and
-                                  (scope not in _SCOPES or '.' in rest)):
-            raise ValueError(
-                f'the config of the library names {name!r} as a type, which '
-                'is no registered class but could be any code: if you trust '
-                'it, name its config file as config')
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            check_types(item)
+def _config_of(expert: Expert) -> Config:
+    return load_config(expert.provenance['config'],
+                       f'the record of expert {expert.name!r}')
 
 
 def _without_weights(value: Any) -> Any:
@@ -201,13 +112,13 @@ Ways = Dict[str, List[Any]]
 
 
 def config_and_ways(
-        experts: Sequence[StoredExpert],
+        experts: Sequence[Expert],
         expert: Optional[str] = None,
         config: Union[AnyPath, Config, None] = None) -> Tuple[Config, Ways]:
     """The config of a library, and the loading steps by expert.
 
     Args:
-        experts (Sequence[StoredExpert]): Of the library.
+        experts (Sequence[Expert]): Of the library.
         expert (str, optional): The one whose config is looked at first.
         config (str | Path | Config, optional): Trusted, and taken instead of
             what the library carries; the steps are those of its tasks.
@@ -222,9 +133,6 @@ def config_and_ways(
         return cfg, {name: prediction_pipeline(cfg, name) for name in names}
     first = sorted(experts, key=lambda e: e.name != expert)
     cfg = library_config(first)
-    for each in experts:
-        check_types(each.head_config)
-    import_custom_modules(cfg)
     return cfg, loading_ways(experts)
 
 
@@ -322,8 +230,7 @@ def known_experts(wanted: Sequence[str], names: Sequence[str]) -> List[str]:
     return list(dict.fromkeys(wanted))
 
 
-def build_model(cfg: Config, store: ExpertStore,
-                experts: Sequence[StoredExpert],
+def build_model(cfg: Config, store: ExpertStore, experts: Sequence[Expert],
                 device: str) -> ExpertSegmentor:
     """The model, ready to predict, with the library's base and experts.
 
@@ -331,7 +238,7 @@ def build_model(cfg: Config, store: ExpertStore,
         cfg (Config): Says how it is built; weights that it names are not
             fetched.
         store (ExpertStore): The library.
-        experts (Sequence[StoredExpert]): Those to load.
+        experts (Sequence[Expert]): Those to load.
         device (str): Where to.
 
     Raises:

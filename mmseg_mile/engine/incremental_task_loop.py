@@ -18,6 +18,7 @@ from mmseg.registry import LOOPS
 from mmseg_mile.evaluation import tables
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.tables import cross_expert_table
+from mmseg_mile.library.stored_config import to_json
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from mmseg_mile.structures import Task
 from .expert_reuse import ReusedExperts
@@ -29,7 +30,7 @@ from .task_evaluator import (CrossScores, RowCache, TaskScore, count_macs,
                              evaluate_task, record_cost, record_row,
                              setting_of)
 from .task_training import bare_model, train_task
-from .work_dir import WorkDir, config_text, provenance
+from .work_dir import WorkDir, provenance
 
 
 def check_runner(runner: Runner, model: Any,
@@ -355,15 +356,16 @@ class IncrementalTaskLoop(BaseLoop):
 
     def _keep(self, index: int, task: Task, seconds: float) -> None:
         library = self.earlier.library
-        origin = provenance(config_text(self.runner.cfg))
+        origin = provenance(self.runner.cfg)
         if is_main_process():
             self.model.save_task(
                 task, library,
                 dict(
                     origin,
+                    task=task.name,
                     seed=self.results.seed,
                     max_iters=task.max_iters,
-                    train_dataset=str(task.train_dataset)))
+                    train_dataset=to_json(task.train_dataset)))
         record_cost(self.results, index, seconds, self.model, library,
                     self.data.kept_bytes(index))
         self.results.set_provenance(**origin)

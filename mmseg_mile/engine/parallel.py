@@ -434,8 +434,10 @@ class ParallelTaskLoop(IncrementalTaskLoop):
             if task.name not in self._seconds:
                 return
             expert = ExpertStore(job.library).load(task.name)
-            expert.prototypes = self._gate.state(task.name)
-            self.model.import_expert(expert)
+            prototypes = self._gate.state(task.name)
+            self.model.import_expert(
+                replace(
+                    expert, parts=dict(expert.parts, prototypes=prototypes)))
             self._keep(index, task, self._seconds[task.name])
             mine = self.earlier.task_folder(index, task)
             if not mine.exists():

@@ -14,6 +14,7 @@ from tiny import tiny_task
 from mmseg_mile.apis.export import export_expert
 from mmseg_mile.apis.export_files import ExportSource
 from mmseg_mile.library.edits import merge_experts, rename_expert
+from mmseg_mile.library.stored_config import to_json
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def cfg(cnn):
 @pytest.fixture
 def telling(cnn, cfg):
     """A library whose experts say what config they were trained with."""
-    text = '\n'.join(f'{k} = {v!r}' for k, v in cfg.to_dict().items())
     for expert in cnn.store.open(cnn.store.names):
-        cnn.store.save(replace(expert.load(), provenance=dict(config=text)))
+        provenance = dict(task=expert.name, config=to_json(cfg.to_dict()))
+        cnn.store.save(replace(expert.load(), provenance=provenance))
     return cnn
 
 

@@ -47,12 +47,12 @@ def test_device_on_a_cpu_names_its_threads(monkeypatch):
 
 
 def test_record_has_the_fields_of_the_results_file():
-    record = provenance.provenance('a = 1')
+    record = provenance.provenance(Config(dict(a=1)))
     assert set(record) == {'commit', 'versions', 'config', 'device'}
-    assert record['config'] == 'a = 1'
+    assert record['config'] == dict(a=1)
 
 
 def test_config_is_told_without_what_differs_from_start_to_start():
     cfg = Config(dict(a=1, work_dir='here', resume=True, launcher='pytorch'))
-    assert provenance.config_text(cfg) == 'a = 1\n'
+    assert provenance.provenance(cfg)['config'] == dict(a=1)
     assert cfg.work_dir == 'here'

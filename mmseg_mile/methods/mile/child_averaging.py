@@ -9,54 +9,53 @@ from torch import Tensor
 
 from mmseg_mile.structures import Routing
 
-_NAME, _PARENTS = 'learned_as', 'started_from'
-
 
 class Lineage:
-    """Parents of experts by the names under which they were learned.
+    """Parents of experts, known by the checksums of their weights.
 
-    So an expert may be renamed, and its parents and children still know it.
-    An expert of which nothing is known has no parents.
+    So an expert may be renamed, and its children still know it. The fields
+    of an expert's provenance are ``weights_sha256``, of its own weights, and
+    ``started_from``, names and checksums of its parents: {} for the base.
     """
 
     def __init__(self) -> None:
-        self._learned_as: Dict[str, str] = {}
-        self._parents: Dict[str, List[str]] = {}
+        self._checksums: Dict[str, str] = {}
+        self._parents: Dict[str, Dict[str, str]] = {}
 
-    def begin(self, name: str, source: Optional[Mapping[str, float]]) -> None:
-        """Note where a new expert starts; None is the base."""
-        self._learned_as[name] = name
-        self._parents[name] = [self._learned_as[n] for n in source or ()]
+    def begin(self, name: str, parents: Mapping[str, str]) -> None:
+        """Note the parents, by their names, and what checksums they have."""
+        self._checksums.update(parents)
+        self._parents[name] = dict(parents)
 
     def add(self, name: str, provenance: Mapping[str, Any]) -> None:
-        """Take over what :meth:`provenance` said of an expert."""
-        self._learned_as[name] = provenance.get(_NAME, name)
-        self._parents[name] = list(provenance.get(_PARENTS, ()))
+        """Take over what the provenance of an expert says."""
+        if 'weights_sha256' in provenance:
+            self._checksums[name] = provenance['weights_sha256']
+        if 'started_from' in provenance:
+            self._parents[name] = dict(provenance['started_from'])
 
     def provenance(self, name: str) -> Dict[str, Any]:
-        """Fields for an expert's record; {} if nothing is known."""
-        if name not in self._learned_as:
+        """``started_from`` of an expert's record; {} if it is not known."""
+        if name not in self._parents:
             return {}
-        return {
-            _NAME: self._learned_as[name],
-            _PARENTS: list(self._parents[name])
-        }
+        return dict(started_from=self._parents[name])
 
     def children(self, name: str) -> List[str]:
         """Experts that started from this one, or from one that did."""
-        line: Set[str] = {self._learned_as.get(name, name)}
+        line: Set[Optional[str]] = {self._checksums.get(name)} - {None}
         found: List[str] = []
         # parents are learned first, but need not be added first
         while True:
             more = [
                 other for other, parents in self._parents.items()
                 if other not in found and other != name
-                and line.intersection(parents)
+                and line.intersection(parents.values())
             ]
             if not more:
                 return found
             found += more
-            line.update(self._learned_as[other] for other in more)
+            line.update(self._checksums[other] for other in more
+                        if other in self._checksums)
 
 
 def child_mixtures(lineage: Lineage, names: Sequence[str],

@@ -9,21 +9,23 @@ from itertools import islice
 from pathlib import Path
 from typing import (TYPE_CHECKING, Any, Callable, ContextManager, Dict,
                     Iterable, Iterator, List, Mapping, Optional, Sequence,
-                    Tuple, Union)
+                    Tuple)
 
 import torch
 from mmengine.dist import all_gather_object
 from torch import Tensor, nn
 
 from mmseg.registry import MODELS, TASK_UTILS
+from mmseg_mile.adapters.base_weights import weights_checksum
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 from mmseg_mile.gates.base_gate import (BaseGate, apply_ood_policy,
                                         check_ood_policy)
 from mmseg_mile.gates.embedders import augmented_views
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.gates.simple_gates import FixedGate
-from mmseg_mile.library.expert_store import ExpertStore, StoredExpert
+from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.structures import Expert, Routing, Task
+from mmseg_mile.structures.expert import TensorDict
 from mmseg_mile.structures.interleaving import interleave
 from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
@@ -572,11 +574,15 @@ class ExpertSegmentor(RoutedSegmentor):
             # an embedder that does not fit must not show after the training
             check_embedder(self, loader)
         self.backbone.add_expert(task.name, source)
-        self.lineage.begin(task.name, source)
         head = self.new_head(task.num_classes)
         if source is not None:
             copy_matching(head, self.heads.fused_state(source), task.classes,
                           self.heads.labels(heaviest(source)).classes)
+        # not before the new head is drawn: reading a head may build a module
+        self.lineage.begin(
+            task.name,
+            {n: weights_checksum(self._weights(n))
+             for n in source or ()})
         self.set_decode_head(head, task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
         if first and self.backbone.base_training == 'first_task':
@@ -593,14 +599,14 @@ class ExpertSegmentor(RoutedSegmentor):
         self._fit_gate(task, loader)
 
     def reuse_expert(self, task: Task, loader: Iterable[dict],
-                     expert: StoredExpert) -> None:
+                     expert: Expert) -> None:
         """Take over a finished expert; the gate learns the task anew.
 
         Args:
             task (Task): The task.
             loader (Iterable[dict]): Its training images through the test
                 pipeline.
-            expert (StoredExpert): Its prototypes are not looked at.
+            expert (Expert): Its prototypes are not looked at.
 
         Raises:
             ValueError: If it is of another base, or its adapter is not what
@@ -637,26 +643,29 @@ class ExpertSegmentor(RoutedSegmentor):
                       name: str,
                       provenance: Optional[Dict[str, Any]] = None) -> Expert:
         """Everything that the expert ``name`` consists of."""
-        adapter, head = self.backbone.experts[name], self.heads[name]
+        head, weights = self.heads[name], self._weights(name)
         return Expert(
             name=name,
             classes=head.classes,
             palette=head.palette,
-            lora_config=self.backbone.lora_config,
-            lora=adapter.lora,
-            norm=adapter.norm,
-            head=head.state,
-            head_config=head.config,
-            prototypes=self.gate.state(name),
+            parts=dict(weights, prototypes=self.gate.state(name)),
+            configs=dict(adapter=self.backbone.lora_config, head=head.config),
             base_fingerprint=self.backbone.fingerprint(),
-            provenance=dict(provenance or {}, **self.lineage.provenance(name)))
+            provenance=dict(
+                provenance or {},
+                weights_sha256=weights_checksum(weights),
+                **self.lineage.provenance(name)))
 
-    def import_expert(self, expert: Union[Expert, StoredExpert]) -> None:
+    def _weights(self, name: str) -> Dict[str, TensorDict]:
+        adapter = self.backbone.experts[name]
+        norm = dict(norm=adapter.norm) if adapter.norm else {}
+        return dict(adapter=adapter.lora, head=self.heads[name].state, **norm)
+
+    def import_expert(self, expert: Expert) -> None:
         """Make an expert routable; see :meth:`import_experts`."""
         self.import_experts([expert])
 
-    def import_experts(self, experts: Sequence[Union[Expert,
-                                                     StoredExpert]]) -> None:
+    def import_experts(self, experts: Sequence[Expert]) -> None:
         """Make experts routable; stored ones are read when first used.
 
         Raises:
@@ -666,7 +675,8 @@ class ExpertSegmentor(RoutedSegmentor):
         for expert in experts:
             self.heads.add(expert, self.device)
             self.lineage.add(expert.name, expert.provenance)
-            self.gate.load_state(expert.name, expert.prototypes)
+            self.gate.load_state(expert.name,
+                                 expert.parts.get('prototypes', {}))
 
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
@@ -695,10 +705,21 @@ class ExpertSegmentor(RoutedSegmentor):
         # one that was loaded from elsewhere is no cost of this library
         kept = [name for name in store.names if name in self.expert_names]
         return [
-            dict(task=e.name, bytes=store.num_bytes(e.name), **e.num_values())
-            for e in store.open(kept)
+            dict(
+                task=e.name,
+                bytes=store.num_bytes(e.name),
+                **_cost_of_parts(e.num_values())) for e in store.open(kept)
         ]
 
     def kept_state(self) -> Dict[str, Tensor]:
         """See :meth:`ContinualSegmentor.kept_state`: the base."""
         return self.backbone.state_dict()
+
+
+def _cost_of_parts(values: Mapping[str, int]) -> Dict[str, int]:
+    """Sizes of an expert under the names that ``results.json`` has."""
+    return dict(
+        lora_params=values.get('adapter', 0),
+        head_params=values.get('head', 0),
+        norm_params=values.get('norm', 0),
+        prototype_values=values.get('prototypes', 0))

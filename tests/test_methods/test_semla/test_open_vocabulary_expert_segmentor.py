@@ -262,9 +262,9 @@ def test_library_predicts_without_a_look_at_the_text_encoder(
 
 def test_expert_is_small(learned):
     expert = learned.export_expert('night')
-    head = sum(v.numel() for v in expert.head.values())
+    head = sum(v.numel() for v in expert.parts['head'].values())
     assert head == 4 * tiny_san.TEXT
-    assert not expert.norm
+    assert 'norm' not in expert.parts
 
 
 @pytest.mark.parametrize('changes, message', [

@@ -92,7 +92,7 @@ class Fusing(Contender):
                 type='SemLAGate', top_k=own, metric=metric, relative=True,
                 tau=_TAU))  # yapf: disable
         for expert in subject.experts:
-            self._gate.load_state(expert.name, expert.prototypes)
+            self._gate.load_state(expert.name, expert.parts['prototypes'])
         self._runs = 0
         _check_weightings(self.routing(), own)
 
@@ -165,8 +165,9 @@ class PeftAllFused(Fusing, Contender):
         for expert in others:
             self._peft.add_adapter(expert.name, config)
         for expert in subject.experts:
-            adapter = dataclasses.replace(expert, norm={})
-            load_adapter(self._peft, adapter, expert.name)
+            parts = dict(adapter=expert.parts['adapter'])
+            load_adapter(self._peft, dataclasses.replace(expert, parts=parts),
+                         expert.name)
         if complete_dilation(self._peft):
             self.note = 'dilation of lora_A set by hand'
         self._stock.backbone = self._peft

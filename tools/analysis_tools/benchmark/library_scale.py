@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -66,15 +66,15 @@ def write_library(path: str, folder: Path, count: int,
     drawer = ExpertDrawer(model, config, domain_images(settings), settings)
     store = ExpertStore(folder)
     store.save_base(model.backbone.base_state(), model.backbone.fingerprint())
-    origin = provenance(config.__repr__())
+    origin = provenance(Config(dict(model=config)))
     tasks, sizes = [], []
     for expert in drawer.draw(count):
         store.save(dataclasses.replace(expert, provenance=origin))
         tasks.append(Task(expert.name, expert.classes, expert.palette, {}, {}))
         sizes.append(
             sum(v.numel() * v.element_size()
-                for part in (expert.lora, expert.norm, expert.head)
-                for v in part.values()))
+                for part, tensors in expert.parts.items()
+                if part != 'prototypes' for v in tensors.values()))
     return WrittenLibrary(config, folder, tuple(tasks), sizes)
 
 

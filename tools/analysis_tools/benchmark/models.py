@@ -29,6 +29,7 @@ from mmseg_mile.apis.export import STOCK_HEADS
 from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
                                                       embed_images)
 from mmseg_mile.structures import Expert, Routing, Task
+from mmseg_mile.structures.expert import TensorDict
 from .harness import Settings
 
 _COPIES = 8
@@ -278,12 +279,14 @@ class ExpertDrawer:
         for index in range(count):
             name = f'expert_{index}'
             yield dataclasses.replace(
-                self._template,
-                name=name,
-                lora=self._drawn_lora(),
-                norm=self._disturbed(self._template.norm),
-                head=self._disturbed(self._template.head),
-                prototypes=self._prototypes(name, index))
+                self._template, name=name, parts=self._parts(name, index))
+
+    def _parts(self, name: str, index: int) -> Dict[str, TensorDict]:
+        parts = dict(adapter=self._drawn_lora())
+        for part in ('norm', 'head'):
+            if part in self._template.parts:
+                parts[part] = self._disturbed(self._template.parts[part])
+        return dict(parts, prototypes=self._prototypes(name, index))
 
     def _learn(self, inputs: Tensor) -> Expert:
         """A task of no training, for names, shapes and a sane head."""
@@ -317,10 +320,10 @@ class ExpertDrawer:
 
     def _drawn_lora(self) -> Dict[str, Tensor]:
         """A keeps the scale of its input, B A adds a share of it."""
-        config = self._template.lora_config
+        config = self._template.configs['adapter']
         scale = _ADAPTER_STRENGTH / lora_scaling(config) / config['r']**0.5
         drawn = {}
-        for key, value in self._template.lora.items():
+        for key, value in self._template.parts['adapter'].items():
             std = scale if '.lora_B' in key else value[0].numel()**-0.5
             drawn[key] = std * self._normal(value)
         for key in drawn:

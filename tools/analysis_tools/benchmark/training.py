@@ -216,10 +216,11 @@ def load_adapter(model: PeftModel, expert: Expert, name: str) -> None:
     """
     backbone = model.get_base_model()
     done: Set[str] = set()
-    for target in sorted({k.rsplit('.lora_', 1)[0] for k in expert.lora}):
+    lora, norms = expert.parts['adapter'], expert.parts.get('norm', {})
+    for target in sorted({k.rsplit('.lora_', 1)[0] for k in lora}):
         parent, _, leaf = target.rpartition('.')
-        down = expert.lora[f'{target}.lora_A.weight']
-        up = expert.lora[f'{target}.lora_B.weight']
+        down = lora[f'{target}.lora_A.weight']
+        up = lora[f'{target}.lora_B.weight']
         layer: Any = None
         if leaf in (*_PACKED, 'out_proj'):
             layer = backbone.get_submodule(parent)
@@ -232,14 +233,14 @@ def load_adapter(model: PeftModel, expert: Expert, name: str) -> None:
         else:
             done.add(parent)
             up = torch.cat(
-                [expert.lora[f'{parent}.{p}.lora_B.weight'] for p in _PACKED])
+                [lora[f'{parent}.{p}.lora_B.weight'] for p in _PACKED])
         layer.lora_A[name].weight.copy_(down)
         layer.lora_B[name].weight.copy_(up)
-    for norm in sorted({k.rpartition('.')[0] for k in expert.norm}):
+    for norm in sorted({k.rpartition('.')[0] for k in norms}):
         wrapper: Any = backbone.get_submodule(norm)
         saved = wrapper.modules_to_save[name]
         saved.load_state_dict(
-            {k: expert.norm[f'{norm}.{k}']
+            {k: norms[f'{norm}.{k}']
              for k in saved.state_dict()})
 
 
