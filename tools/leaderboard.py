@@ -41,13 +41,15 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (Any, Callable, Dict, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 import torch
 from filelock import FileLock, Timeout
 from mmengine.config import Config, DictAction
 
 import mmseg_mile  # noqa: F401  registers the components
+from mmseg.registry import MODELS
 from mmseg_mile.apis.library_model import set_pretrained
 from mmseg_mile.engine.work_dir import changes, refuse, settings_of
 from mmseg_mile.evaluation.leaderboard import (REFERENCE, read_leaderboard,
@@ -70,14 +72,16 @@ class Run(NamedTuple):
         name (str): Config and seed, for people.
         work_dir (Path): Where its results go.
         arguments (list[str]): Of ``tools/train.py``.
-        tasks (set[str]): Tasks that it learns.
+        method (str): Name that it has in the tables.
+        tasks (list[str]): In the order in which it learns them.
         needs (Path, optional): Absolute work dir whose experts it takes
             over.
     """
     name: str
     work_dir: Path
     arguments: List[str]
-    tasks: set
+    method: str
+    tasks: List[str]
     needs: Optional[Path] = None
 
     @property
@@ -91,7 +95,7 @@ class Run(NamedTuple):
         done = (
             found.num_finished_rows == len(found.tasks)
             and found.cost.macs is not None)
-        return found if done and set(found.tasks) == self.tasks else None
+        return found if done and found.tasks == self.tasks else None
 
     @property
     def log(self) -> Path:
@@ -127,6 +131,14 @@ def plan_runs(configs: Sequence[str],
         plan_run(config, seed, root, options, pretrained) for seed in seeds
         for config in configs
     ]
+    methods: Dict[Any, str] = {}
+    for config, run in zip(configs, plan):
+        other = methods.setdefault((run.method, *run.tasks), config)
+        if other != config:
+            raise ValueError(
+                f'{other} and {config} both call their method {run.method!r}, '
+                'and would pass for seeds of one: give one of them a name '
+                'with train_cfg.method')
     folders = {run.work_dir.resolve() for run in plan}
     if len(folders) < len(plan):
         raise ValueError(
@@ -170,13 +182,15 @@ def plan_run(config: str, seed: int, root: Path, options: Sequence[str],
         refuse(
             changes(read_json(known), settings_of(cfg, seed)),
             cfg.train_cfg.get('changed_settings', ()), work_dir)
-    tasks = {task['name'] for task in cfg.train_cfg.tasks}
+    method = cfg.train_cfg.get('method') or MODELS.get(cfg.model.type).METHOD
+    tasks = [task.name for task in cfg.train_cfg.tasks]
     return Run(f'{Path(config).stem}, seed {seed}', work_dir,
-               [*arguments, '--cfg-options', *options], tasks, needs
-               and Path(needs).resolve())
+               [*arguments, '--cfg-options', *options], method,
+               list(cfg.train_cfg.get('order')
+                    or tasks), needs and Path(needs).resolve())
 
 
-def parse_options(options: Sequence[str]) -> Dict[str, object]:
+def parse_options(options: Sequence[str]) -> Dict[str, Any]:
     """The values of key=value texts, as ``tools/train.py`` reads them."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--options', nargs='+', action=DictAction)
@@ -208,6 +222,8 @@ def run_missing(plan: Sequence[Run],
     active: Dict[int, Tuple[Run, subprocess.Popen]] = {}
     failed: Dict[str, str] = {}
     log(f'{len(plan) - len(waiting)} of {len(plan)} runs are finished already')
+    # a scheduler's signal ends the runs as Ctrl-C does
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or active:
             for slot in {*range(jobs)} - {*active}:
@@ -246,6 +262,7 @@ def run_missing(plan: Sequence[Run],
             process.terminate()
         for _, process in active.values():
             process.wait()
+        signal.signal(signal.SIGTERM, handler)
     return failed
 
 
@@ -380,8 +397,6 @@ def main() -> int:
     """Run or read, and write the tables."""
     args = parse_args()
     warnings.filterwarnings('ignore', category=UserWarning)
-    # a scheduler's signal ends the runs as Ctrl-C does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if args.results:
         print(*write(args.results, args), sep='\n')
         return 0

@@ -11,8 +11,8 @@ from mmseg_mile.evaluation import (average_miou, backward_transfer, forgetting,
                                    mismatch_drop, oracle_gap, plasticity,
                                    stability)
 from mmseg_mile.evaluation.continual_scores import (all_scores, delta_m,
-                                                    growth_per_task,
-                                                    net_score, spread)
+                                                    growth_per_task, net_score,
+                                                    spread)
 
 NAN = math.nan
 # Task 0 falls from 60 over 50 to 40, task 1 gains from 50 to 55.

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from fabricated_runs import settings_of_run, three_methods, write_run
 
-from mmseg_mile.evaluation.leaderboard import (
-    REFERENCE, Comparison, Leaderboard, Row, flatten, markdown,
-    read_leaderboard, read_runs, tables_of, write_shown_tables, write_tables)
+from mmseg_mile.evaluation.leaderboard import (REFERENCE, Comparison,
+                                               Leaderboard, Row, flatten,
+                                               markdown, read_leaderboard,
+                                               read_runs, tables_of,
+                                               write_shown_tables,
+                                               write_tables)
 from mmseg_mile.methods.baselines.single_task_segmentor import \
     SingleTaskSegmentor
 
