@@ -21,8 +21,8 @@ A config may take over the experts of another one, to compare gates:
 
 {work_dir} and {seed} are filled in, and the run waits for the other one.
 
-On a cluster, let its scheduler run what is missing, one command per line,
-those that others wait for first, and read the runs afterwards:
+Another scheduler can run what is missing, one command per line; print again
+for the runs that wait for others, and read them all with --results:
 
     python tools/leaderboard.py CONFIG... --work-dir DIR --print > missing
     xargs -P 4 -d '\\n' -I{} sh -c '{}' < missing
@@ -183,11 +183,12 @@ def plan_run(config: str, seed: int, root: Path, options: Sequence[str],
             changes(read_json(known), settings_of(cfg, seed)),
             cfg.train_cfg.get('changed_settings', ()), work_dir)
     method = cfg.train_cfg.get('method') or MODELS.get(cfg.model.type).METHOD
-    tasks = [task.name for task in cfg.train_cfg.tasks]
-    return Run(f'{Path(config).stem}, seed {seed}', work_dir,
-               [*arguments, '--cfg-options', *options], method,
-               list(cfg.train_cfg.get('order')
-                    or tasks), needs and Path(needs).resolve())
+    order = cfg.train_cfg.get('order') or [
+        task.name for task in cfg.train_cfg.tasks
+    ]
+    return Run(f'{Path(config).stem}, seed {seed}',
+               work_dir, [*arguments, '--cfg-options', *options], method,
+               list(order), needs and Path(needs).resolve())
 
 
 def parse_options(options: Sequence[str]) -> Dict[str, Any]:
@@ -234,12 +235,9 @@ def run_missing(plan: Sequence[Run],
                     active[slot] = run, start(run, command, slot, jobs)
                     log(f'{run.name} starts, see {run.log}')
             if not active:
-                failed.update({
-                    r.name:
-                    f'{r.needs}, whose experts it needs, '
-                    'did not finish'
-                    for r in waiting
-                })
+                for run in waiting:
+                    failed[run.name] = (f'{run.needs}, whose experts it '
+                                        'needs, did not finish')
                 break
             time.sleep(0.1)
             for slot, (run, process) in list(active.items()):
@@ -333,7 +331,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--print',
         action='store_true',
-        help='run nothing: print the commands that are missing')
+        help='run nothing: print the commands that could run now')
     parser.add_argument(
         '--reference',
         default=REFERENCE,
@@ -354,8 +352,10 @@ def run_configs(args: argparse.Namespace) -> int:
                      args.pretrained)
     if args.print:
         missing = [run for run in plan if run.results is None]
-        for run in sorted(missing, key=lambda run: run.needs is not None):
-            print(shlex.join([*TRAIN, *run.arguments]))
+        unfinished = {run.work_dir.resolve() for run in missing}
+        for run in missing:
+            if run.needs not in unfinished:
+                print(shlex.join([*TRAIN, *run.arguments]))
         return 0
     args.work_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(args.work_dir / '.leaderboard.lock')

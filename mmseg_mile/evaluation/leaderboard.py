@@ -521,8 +521,8 @@ def _table(rows: List[Row], name: str, title: str, columns: Sequence[Column],
     if name == 'scores':
         cells.append(('seeds', [str(len(row.runs)) for row in rows]))
         cells.append(('gets', [row.help for row in rows]))
-    headings, values = zip(*cells)
-    return ShownTable(name, title, _frame(zip(*values), headings), meanings)
+    headings, shown = zip(*cells)
+    return ShownTable(name, title, _frame(zip(*shown), headings), meanings)
 
 
 def _cell(value: Spread, column: Column, deviation: bool) -> str:

@@ -55,12 +55,6 @@ def test_line_is_an_object_with_the_fields(tmp_path: Path) -> None:
     assert line['mixture'] == {'dusk': 0.75, 'day': 0.25}
 
 
-def test_log_of_no_image_is_empty(tmp_path: Path) -> None:
-    write_routing_log(tmp_path / 'a.jsonl', [])
-
-    assert read_routing_log(tmp_path / 'a.jsonl') == []
-
-
 def test_numbers_are_cut_as_in_the_file() -> None:
     found = image(
         miou=100 / 3, oracle_miou=np.float32(50), distances={'day': 2e5 / 3})

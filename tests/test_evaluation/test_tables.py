@@ -125,14 +125,13 @@ def test_cost_table_without_experts_keeps_the_time(
         results: StreamResults) -> None:
     results.cost.set_experts([], [])
 
-    assert cells(cost_table(results),
-                 'day') == ['day', '2.00 M', '7.2']
+    assert cells(cost_table(results), 'day') == ['day', '2.00 M', '7.2']
 
 
 def test_parts_of_experts_are_those_of_the_method(
         results: StreamResults) -> None:
-    results.cost.set_experts(
-        [dict(task='day', router_params=50, bytes=1024)], results.tasks)
+    results.cost.set_experts([dict(task='day', router_params=50, bytes=1024)],
+                             results.tasks)
     table = cost_table(results)
 
     assert cells(table, 'task')[1:4] == ['router', '% of base', 'KiB']
@@ -141,8 +140,8 @@ def test_parts_of_experts_are_those_of_the_method(
 
 
 def test_forced_experts_stand_beside_their_mean_drop() -> None:
-    table = cross_expert_table(['day', 'dusk'],
-                               np.array([[60, 40], [55, 70.]]))
+    table = cross_expert_table(['day', 'dusk'], np.array([[60, 40], [55,
+                                                                     70.]]))
 
     assert cells(table, 'mIoU of task')[1:] == [
         'expert day', 'expert dusk', 'drop']  # yapf: disable
