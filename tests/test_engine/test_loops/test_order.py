@@ -99,5 +99,5 @@ def test_results_of_the_first_schema_are_refused(listed, tmp_path, tiny_config,
     path.parent.mkdir()
     path.write_text(json.dumps(dict(document, schema=1)))
     with pytest.raises(
-            ValueError, match="old/results.json: .*must be 2, got 1.*another"):
+            ValueError, match="old/results.json .*must be 3, got 1.*another"):
         restore(tiny_config(tmp_path / 'old', REVERSED[:2], resume=True))

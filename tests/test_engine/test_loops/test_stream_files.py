@@ -41,7 +41,7 @@ def iou_by_name(predicted, truth, name):
 def test_results_have_exactly_the_agreed_fields(document):
     assert set(document) == {
         'schema', 'stream', 'method', 'setting', 'seed', 'tasks', 'miou',
-        'class_iou', 'gate', 'scores', 'cost', 'provenance'
+        'class_iou', 'gate', 'routing_stats', 'scores', 'cost', 'provenance'
     }
     assert set(document['miou']) == {'routed', 'oracle'}
     assert set(document['class_iou']) == {'routed', 'oracle'}
@@ -66,7 +66,7 @@ def test_results_name_the_run(document):
         for key in ('schema', 'stream', 'method', 'seed', 'tasks')
     }
     assert head == {
-        'schema': 2,
+        'schema': 3,
         'stream': 'tiny',
         'method': 'MILE',
         'seed': 3,
