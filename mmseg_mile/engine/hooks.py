@@ -43,7 +43,7 @@ class FiniteLossHook(Hook):
             return
         loss = (outputs or {}).get('loss')
         if loss is not None and not torch.isfinite(loss).all():
-            raise divergence(f'the loss is {float(loss)}', runner.iter + 1)
+            raise divergence(f'the loss is {loss.item()}', runner.iter + 1)
 
 
 class StreamProgressHook(Hook):

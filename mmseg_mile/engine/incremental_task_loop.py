@@ -147,12 +147,9 @@ class IncrementalTaskLoop(BaseLoop):
 
         Returns:
             int: Tasks that the model has loaded: those with a full row.
-
-        Raises:
-            ValueError: If that is of another config, or without ``--resume``.
         """
         work_dir = self.work_dir
-        work_dir.require_resume(bool(self.runner.cfg.get('resume')))
+        work_dir.require_resume(self.runner.cfg.get('resume'))
         has_results = work_dir.results_path.exists()
         if has_results:
             self._read_results(work_dir)
@@ -165,17 +162,13 @@ class IncrementalTaskLoop(BaseLoop):
         return self._load_tasks(work_dir, rows) if has_results else 0
 
     def load(self, path: Path) -> int:
-        """Load what a run left in a work directory, whatever its config.
+        """Load what a run left in a work directory, whatever its settings.
 
         Args:
             path (Path): The work directory.
 
         Returns:
             int: Number of tasks that are learned.
-
-        Raises:
-            ValueError: If there are no results, or of another stream, method
-                or seed.
         """
         work_dir = WorkDir(path)
         self._read_results(work_dir)
@@ -305,25 +298,23 @@ class IncrementalTaskLoop(BaseLoop):
 
     def _check_settings(self) -> None:
         """Refuse a model that learns no streams, and idle settings."""
+        hooks = self.runner.hooks
         if not isinstance(self.model, ContinualSegmentor):
             raise ValueError(
                 'IncrementalTaskLoop trains a ContinualSegmentor such as '
                 'ExpertSegmentor, got model.type '
                 f'{type(self.model).__name__!r}')
-        if self.runner._val_loop is not None:
+        if any(isinstance(h, EMAHook) for h in hooks):
+            raise ValueError(
+                'EMAHook averages one fixed set of weights, but every task '
+                'trains another: remove it from custom_hooks')
+        if self.runner._val_loop is not None or any(
+                isinstance(h, CheckpointHook) and h.save_best for h in hooks):
             raise ValueError(
                 'IncrementalTaskLoop evaluates every task itself: remove '
-                'val_cfg, val_dataloader and val_evaluator, and give '
-                'train_cfg.val_dataloader if needed')
-        for hook in self.runner.hooks:
-            if isinstance(hook, EMAHook):
-                raise ValueError(
-                    'EMAHook averages one fixed set of weights, but every '
-                    'task trains another: remove it from custom_hooks')
-            if isinstance(hook, CheckpointHook) and hook.save_best:
-                raise ValueError(
-                    'CheckpointHook.save_best needs validation while a task '
-                    'trains, which IncrementalTaskLoop has not: remove it')
+                'val_cfg, val_dataloader, val_evaluator and '
+                'CheckpointHook.save_best, and give train_cfg.val_dataloader '
+                'if needed')
         for field, template in (('train_dataloader', self.dataloader),
                                 ('train_cfg.val_dataloader',
                                  self.val_dataloader)):
@@ -368,7 +359,7 @@ class ReusedExperts:
 
     Args:
         work_dir (str): Of the finished run.
-        model (ContinualSegmentor): Takes the experts over.
+        model (Any): Of this run.
         tasks (Sequence[Task]): Of the stream.
 
     Raises:
@@ -388,11 +379,10 @@ class ReusedExperts:
         self._store = ExpertStore(self._run.library)
 
     def check(self, results: StreamResults) -> None:
-        """Refuse a run without every task that is to be learned.
+        """Refuse a run that does not have the experts this one still needs.
 
         Args:
-            results (StreamResults): Of this run, so far; once it has all
-                tasks, the other run may be gone.
+            results (StreamResults): Of this run, so far.
 
         Raises:
             ValueError: If the other run has not learned the tasks, knows
@@ -403,17 +393,17 @@ class ReusedExperts:
         if not self._run.results_path.exists():
             raise ValueError(f'{self._where} holds no results.json: name the '
                              'work dir of a finished run of the same stream')
-        donor = StreamResults.load(self._run.results_path)
-        learned = donor.tasks[:int(donor.cost.is_learned.sum())]
+        other = StreamResults.load(self._run.results_path)
+        learned = other.tasks[:int(other.cost.is_learned.sum())]
         if learned[:len(results.tasks)] != results.tasks:
             raise ValueError(f'{self._where} has learned {learned}, this '
                              f'stream needs {results.tasks} in this order')
-        if donor.seed != results.seed:
+        if other.seed != results.seed:
             raise ValueError(
-                f'{self._where} is of seed {donor.seed}, this run of seed '
+                f'{self._where} is of seed {other.seed}, this run of seed '
                 f'{results.seed}: compare runs of one seed')
         self._store.open_tasks(self._tasks)
-        self._seconds = donor.cost.train_seconds
+        self._seconds = other.cost.train_seconds
 
     def take(self, index: int, images: Iterable[dict]) -> float:
         """Make the expert of a task the model's own.
@@ -426,9 +416,9 @@ class ReusedExperts:
         Returns:
             float: Seconds that its training took in the other run.
         """
-        task = self._tasks[index]
         if not self._model.expert_names:
             self._model.backbone.load_base(*self._store.load_base())
+        task = self._tasks[index]
         expert, = self._store.open_tasks([task])
         self._model.reuse_expert(task, images, expert)
         return float(self._seconds[index])

@@ -2,6 +2,7 @@
 """Tasks of a stream learned at the same time, in processes or with Ray."""
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -13,7 +14,7 @@ from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from mmseg.registry import TASK_UTILS
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.gates.simple_gates import FixedGate
 from mmseg_mile.library.expert_store import ExpertStore
@@ -131,7 +131,7 @@ def build_executor(engine: str, num_workers: int) -> Any:
 
 def run_graph(starts: Mapping[str, Optional[str]], finished: Sequence[str],
               submit: Callable[[str], 'Future[Any]'],
-              collect: Callable[[str, Any], None], num_workers: int) -> None:
+              collect: Callable[[str], None], num_workers: int) -> None:
     """Run tasks as soon as those that they start from are finished.
 
     After a failure nothing new begins; what runs already is collected.
@@ -140,8 +140,8 @@ def run_graph(starts: Mapping[str, Optional[str]], finished: Sequence[str],
         starts (Mapping): Every task, and the earlier one that it waits for.
         finished (Sequence[str]): Tasks that need not run.
         submit (Callable): Starts a task by its name.
-        collect (Callable): Gets name and result of each task that is done;
-            called in this thread.
+        collect (Callable): Gets the name of each task that is done; called
+            in this thread.
         num_workers (int): Tasks that run at the same time at most.
 
     Raises:
@@ -163,7 +163,7 @@ def run_graph(starts: Mapping[str, Optional[str]], finished: Sequence[str],
             if error is not None:
                 failed[name] = error
                 continue
-            collect(name, future.result())
+            collect(name)
             done.add(name)
     for name, error in failed.items():
         raise RuntimeError(
@@ -172,16 +172,13 @@ def run_graph(starts: Mapping[str, Optional[str]], finished: Sequence[str],
             '--resume.') from error
 
 
-def learn_expert(cfg: Config, **job: Any) -> float:
+def learn_expert(cfg: Config, **job: Any) -> None:
     """Learn one task with a runner of its own.
 
     Args:
         cfg (Config): Of the whole stream, with its seed and the work dir of
             this process.
         **job: See :class:`ExpertTaskLoop`.
-
-    Returns:
-        float: Seconds that the training took.
     """
     import_modules_from_strings(**cfg.get('custom_imports', {}))
     runner = Runner.from_cfg(cfg)
@@ -189,7 +186,6 @@ def learn_expert(cfg: Config, **job: Any) -> float:
     runner._train_loop = dict(
         cfg.train_cfg, type=ExpertTaskLoop, num_checked=0, **job)
     runner.train()
-    return float(runner.train_loop.results.cost.train_seconds[job['index']])
 
 
 class ExpertTaskLoop(IncrementalTaskLoop):
@@ -235,8 +231,7 @@ class ParallelTaskLoop(IncrementalTaskLoop):
     An expert needs the frozen base and the expert it starts from. Which one
     that is, and every prototype, follows from the base alone; so prototypes
     come first, and then each task begins when the one that it starts from is
-    finished. What is left in the work dir is what ``--resume`` of the
-    sequential loop takes up: it has only to evaluate.
+    finished. ``--resume`` of the sequential loop has only to evaluate.
 
     Args:
         *args: As in :class:`IncrementalTaskLoop`.
@@ -266,32 +261,27 @@ class ParallelTaskLoop(IncrementalTaskLoop):
                 'leave it out')
         self.executor = executor
         self.num_workers = num_workers
-        self._gate: Any = TASK_UTILS.build(self.runner.cfg.model.gate)
-        self._starts: Dict[str, Optional[str]] = {}
-        self._seconds: Dict[str, float] = {}
+        self.names: List[str] = [task.name for task in self.tasks]
 
     def run(self) -> nn.Module:
         """Learn what is not learned yet."""
-        loaded = self.restore()
+        loaded, library = self.restore(), self.work_dir.library
         learned = int(self.results.cost.is_learned.sum())
-        self.model.load_tasks(self.tasks[loaded:learned],
-                              self.work_dir.library)
+        self.model.load_tasks(self.tasks[loaded:learned], library)
         if not learned:
             learned = self._prepare_base()
         self.model.eval()
-        self._fit_gate(learned)
-        for index, task in enumerate(self.tasks[learned:], learned):
-            path = self._worker(index).results_path
-            if path.exists():
-                seconds = StreamResults.load(path).cost.train_seconds[index]
-                if not np.isnan(seconds):
-                    self._seconds[task.name] = float(seconds)
+        # of all tasks, where the model's has those of finished ones
+        self._gate: Any = copy.deepcopy(self.model.gate)
+        starts = {name: self._fit_gate(name) for name in self.names[learned:]}
         self._import_finished()
-        run_graph(self._starts, [*self.model.expert_names, *self._seconds],
-                  self._submit, self._collect, self.num_workers)
-        for index in range(len(self.tasks)):
+        finished = [n for n in self.names if self._seconds(n) is not None]
+        run_graph(starts, [*self.model.expert_names, *finished],
+                  lambda name: self._submit(name, starts[name]), self._collect,
+                  self.num_workers)
+        for name in self.names:
             # not before: others may start from it there
-            shutil.rmtree(self._worker(index).library, ignore_errors=True)
+            shutil.rmtree(self._worker(name).library, ignore_errors=True)
         return self.runner.model
 
     def _prepare_base(self) -> int:
@@ -307,94 +297,94 @@ class ParallelTaskLoop(IncrementalTaskLoop):
             store.save_base(backbone.base_state(), backbone.fingerprint())
         return 0
 
-    def _fit_gate(self, learned: int) -> None:
-        """Fit a gate to all tasks; find the expert that each starts from."""
-        for index, task in enumerate(self.tasks):
-            if index < learned:
-                self._gate.load_state(task.name,
-                                      self.model.gate.state(task.name))
-                self._starts[task.name] = None
-                continue
-            embeddings = self._embed(task)
-            self._starts[task.name] = self._start_of(task, embeddings)
-            self._gate.fit(task.name, embeddings)
-
-    def _start_of(self, task: Task, embeddings: Any) -> Optional[str]:
-
-        def refuse() -> Any:
-            raise ValueError(
-                f"init_from='fused' of task {task.name!r} waits for all "
-                'experts before it, so nothing could be learned at the same '
-                "time: use tools/train.py, or init_from='nearest'")
-
-        start = start_of(task, self.model.init_from, list(self._starts),
-                         lambda: self._gate.nearest(embeddings), refuse)
+    def _fit_gate(self, name: str) -> Optional[str]:
+        """Fit the gate to a task; returns the expert that it starts from."""
+        index, embeddings = self.names.index(name), None
+        task = self.tasks[index]
+        if self._gate.needs_embeddings:
+            embeddings = embed_images(
+                self.model,
+                self.data.prototype_loader(self.runner, task,
+                                           self.val_dataloader,
+                                           self.max_prototype_images))
+        start = start_of(task, self.model.init_from, self.names[:index],
+                         lambda: self._gate.nearest(embeddings),
+                         lambda: _refuse_fused(task))
+        self._gate.fit(name, embeddings)
         return next(iter(start)) if start else None
 
-    def _embed(self, task: Task) -> Any:
-        if not self._gate.needs_embeddings:
-            return None
-        return embed_images(
-            self.model,
-            self.data.prototype_loader(self.runner, task, self.val_dataloader,
-                                       self.max_prototype_images))
-
-    def _submit(self, name: str) -> 'Future[float]':
-        start, names = self._starts[name], list(self._starts)
+    def _submit(self, name: str, start: Optional[str]) -> 'Future[Any]':
         needed = [] if start is None else [start]
         if self.model.backbone.base_training == 'first_task':
             # only the very first expert trains the base
-            needed.append(names[0])
-        libraries = {'': self.work_dir.library.resolve()}
+            needed.append(self.names[0])
+        library = self.work_dir.library.resolve()
+        libraries = {'': library}
         for each in needed:
             is_kept = each in self.model.expert_names
-            libraries[each] = libraries[''] if is_kept else self._worker(
-                names.index(each)).library.resolve()
-        index = names.index(name)
+            libraries[each] = library if is_kept else self._worker(
+                each).library.resolve()
         cfg = self.runner.cfg.copy()
         cfg.randomness = dict(
             cfg.get('randomness', {}), seed=self.results.seed)
-        cfg.work_dir = str(self._worker(index).path.resolve())
+        cfg.work_dir = str(self._worker(name).path.resolve())
         cfg.resume = True
         self.runner.logger.info(f'task {name!r} begins, from '
                                 f'{"the base" if start is None else start}')
-        return self.executor.submit(
-            partial(
-                learn_expert, index=index, start=start, libraries=libraries),
-            cfg)
+        call = partial(
+            learn_expert,
+            index=self.names.index(name),
+            start=start,
+            libraries=libraries)
+        return self.executor.submit(call, cfg)
 
-    def _collect(self, name: str, seconds: float) -> None:
-        self._seconds[name] = seconds
+    def _collect(self, name: str) -> None:
         self.runner.logger.info(f'task {name!r} is learned')
         self._import_finished()
 
     def _import_finished(self) -> None:
         """Move what is finished to the library, in the stream's order."""
         for index in range(len(self.model.expert_names), len(self.tasks)):
-            task, worker = self.tasks[index], self._worker(index)
-            if task.name not in self._seconds:
+            task = self.tasks[index]
+            worker, seconds = self._worker(task.name), self._seconds(task.name)
+            if seconds is None:
                 return
             expert = ExpertStore(worker.library).load(task.name)
             expert.prototypes = self._gate.state(task.name)
             self.model.import_expert(expert)
-            self.keep(index, task, self._seconds[task.name])
+            self.keep(index, task, seconds)
             folder = self.work_dir.task_folder(index, task)
             if not folder.exists():
                 folder.parent.mkdir(exist_ok=True)
                 worker.task_folder(index, task).rename(folder)
 
-    def _worker(self, index: int) -> WorkDir:
+    def _seconds(self, name: str) -> Optional[float]:
+        """Training time of a task that a process has learned."""
+        path = self._worker(name).results_path
+        if path.exists():
+            cost = StreamResults.load(path).cost
+            seconds = float(cost.train_seconds[self.names.index(name)])
+            return None if np.isnan(seconds) else seconds
+        return None
+
+    def _worker(self, name: str) -> WorkDir:
         """Work dir of the process that learns a task."""
-        name = f'{index:02d}_{self.tasks[index].name}'
-        return WorkDir(self.work_dir.path / 'workers' / name)
+        folder = f'{self.names.index(name):02d}_{name}'
+        return WorkDir(self.work_dir.path / 'workers' / folder)
+
+
+def _refuse_fused(task: Task) -> Any:
+    raise ValueError(
+        f"init_from='fused' of task {task.name!r} waits for all experts "
+        "before it, so nothing could be learned at the same time: use "
+        "tools/train.py, or init_from='nearest'")
 
 
 def learn_experts(cfg: Config, executor: Any, num_workers: int) -> None:
-    """Learn the tasks of a stream at the same time.
+    """Learn the tasks of a stream at the same time, but evaluate nothing.
 
     Args:
-        cfg (Config): Of the stream; its work dir gets library and results,
-            but no evaluated row.
+        cfg (Config): Of the stream; its work dir gets library and results.
         executor (Any): See :func:`build_executor`.
         num_workers (int): Tasks that run at the same time at most.
 

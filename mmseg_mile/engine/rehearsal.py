@@ -12,6 +12,7 @@ import numpy as np
 from mmengine.dist import get_dist_info
 from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset
 
+from mmseg.datasets import MultiImageMixDataset
 from mmseg.registry import DATA_SAMPLERS
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from .snapshot import sample_seed, seeded
@@ -23,14 +24,12 @@ Item = Tuple[str, int, int]
 class TrainingImages(Dataset):
     """Images whose random transforms depend on their position alone.
 
-    A sample is the same in any worker, with any number of workers, and after
-    a run was interrupted. Transforms must draw from the generators of
-    Python, numpy or torch, as all of mmcv's and mmseg's do. Each data sample
-    names its task in the metainfo ``task``.
+    A sample is the same in any worker, and after a run was interrupted, if
+    transforms draw from the generators of Python, numpy or torch, as all of
+    mmcv's and mmseg's do. It names its task in the metainfo ``task``.
 
     Args:
-        images (Mapping[str, Subset]): By the name of their task; the task's
-            own come first.
+        images (Mapping[str, Subset]): By task, the task's own first.
         seed (int): Of the run.
     """
 
@@ -56,8 +55,8 @@ class TrainingImages(Dataset):
 class PositionedSampler(Sampler):
     """Another sampler, repeated without end, that can start anywhere.
 
-    Yields stream, position in the stream of all processes together, and
-    image. Skipping draws indices only, no image is read.
+    Positions are those in the stream of all processes together. Skipping
+    draws indices only, no image is read.
 
     Args:
         images (Sized): The images.
@@ -112,13 +111,12 @@ class PositionedSampler(Sampler):
 
 
 class MixedSampler(Sampler):
-    """Turns of two streams, own and rehearsed images.
+    """Turns of own and rehearsed images.
 
-    The stream of a turn depends on the turn alone: as soon as ``share`` of
-    the turns so far make up one more whole image, it is a rehearsed one. So
-    every process has the same mixture in each batch, and the task's own
-    images come in the order, and with the augmentations, that they have
-    without rehearsal.
+    As soon as ``share`` of the turns so far make up one more whole image,
+    it is a rehearsed one. So every process has the same mixture in each
+    batch, and the task's own images come in the order, and with the
+    augmentations, that they have without rehearsal.
 
     Args:
         own (PositionedSampler): Of the task's own images.
@@ -162,18 +160,16 @@ class Rehearsal:
     cut into as many parts as there are tasks: every task of the stream,
     later ones included. Without a config, no image of another task is seen.
 
-    The kept images of a task depend on the seed and the task alone: its
-    list of images is cut into ``images_per_task`` equal stretches, and one
-    image is drawn from each, since neighbours of a video look alike. They
-    are read from where the dataset lies; no copy is made.
+    A task's list of images is cut into ``images_per_task`` equal stretches,
+    and one image of each is kept, drawn from seed and task, since
+    neighbours of a video look alike. No copy is made.
 
     Args:
         config (Mapping[str, Any], optional): ``train_cfg.rehearsal``, with
-            ``tasks`` ('seen' or 'all'); ``images_per_task``, of which a task
-            with fewer images keeps all (None, the default, keeps all images
-            of every task); and ``share``, the share of rehearsed images in
-            training, 0 to 1 (None: every image is as likely as any other).
-            Defaults to 0.5.
+            ``tasks`` ('seen' or 'all'); ``images_per_task`` (None, the
+            default, keeps all images); and ``share`` of rehearsed images in
+            training (None: every image is as likely as any other, defaults
+            to 0.5).
         datasets (Mapping[str, Any]): Training images by the name of their
             task, in the order of the stream.
         seed (int): Of the run.
@@ -198,15 +194,13 @@ class Rehearsal:
             self._files[name] = _files_of(self._kept[name], name)
 
     def kept_bytes(self, index: int) -> int:
-        """Size of the images and labels that must be kept after a task.
+        """Bytes on disk of the images and labels to keep after a task.
+
+        Those of all tasks up to this one, or of the whole stream where later
+        tasks are rehearsed as well; 0 without rehearsal.
 
         Args:
             index (int): Position of the task in the stream.
-
-        Returns:
-            int: Bytes on disk of those of all tasks up to this one, or of
-            the whole stream where later tasks are rehearsed as well; 0
-            without rehearsal.
         """
         last = len(self._names) if self._is_joint else index + 1
         files: Set[str] = set().union(*(self._files.get(name, ())
@@ -256,6 +250,11 @@ class Rehearsal:
         images, number = self._own[task], self.config.get('images_per_task')
         if number is None or number >= len(images):
             return images
+        if _is_mixed(images.dataset):
+            raise ValueError(
+                f'train_dataset of task {task!r} is a MultiImageMixDataset, '
+                'which would mix the kept images with images that are not '
+                'kept: remove it, or train_cfg.rehearsal.images_per_task.')
         edges = np.arange(number + 1) * len(images) // number
         draw = np.random.default_rng(
             sample_seed(self._seed, task, 'kept images'))
@@ -275,49 +274,49 @@ def check_rehearsal(model: ContinualSegmentor, config: Any) -> None:
     """
     where = 'train_cfg.rehearsal'
     known = ('tasks', 'images_per_task', 'share')
-    if config is not None:
-        if not isinstance(config, Mapping) or not set(config) <= set(known):
-            raise ValueError(f'{where} must be a dict with some of {known}, '
-                             f'got {config!r}')
-        if config.get('tasks') not in ('seen', 'all'):
-            raise ValueError(
-                f"{where}.tasks must be 'seen' (replay) or 'all' (joint "
-                f'training), got {config.get("tasks")!r}')
-        number = config.get('images_per_task')
-        if number is not None and (type(number) is not int or number < 1):
-            raise ValueError(f'{where}.images_per_task must be a whole '
-                             'number >= 1, or None for all images, got '
-                             f'{number!r}')
-        share = config.get('share', 0.5)
-        if share is not None and (type(share) is not float
-                                  or not 0 < share < 1):
-            raise ValueError(
-                f'{where}.share must lie above 0 (no rehearsal: leave it '
-                'out) and below 1, or be None for a share in proportion to '
-                f'the number of images, got {share!r}')
-    if (config and config['tasks']) not in model.rehearses:
+    if config is not None and (not isinstance(config, Mapping)
+                               or not set(config) <= set(known)):
+        raise ValueError(f'{where} must be a dict with some of {known}, got '
+                         f'{config!r}')
+    settings = dict(config or {})
+    tasks, number = settings.get('tasks'), settings.get('images_per_task')
+    share = settings.get('share', 0.5)
+    if config is not None and tasks not in ('seen', 'all'):
+        raise ValueError(f"{where}.tasks must be 'seen' (replay) or 'all' "
+                         f'(joint training), got {tasks!r}')
+    if number is not None and (type(number) is not int or number < 1):
+        raise ValueError(f'{where}.images_per_task must be a whole number '
+                         f'>= 1, or None for all images, got {number!r}')
+    if share is not None and (type(share) is not float or not 0 < share < 1):
+        raise ValueError(
+            f'{where}.share must lie above 0 (no rehearsal: leave it out) '
+            'and below 1, or be None for a share in proportion to the '
+            f'number of images, got {share!r}')
+    if tasks not in model.rehearses:
         possible = ' or '.join(
             f'with {where}=dict(tasks={t!r}, ...)' if t else f'without {where}'
             for t in model.rehearses)
-        raise ValueError(f'{where} is {config and dict(config)}, but '
+        raise ValueError(f'{where} is {config and settings}, but '
                          f'{type(model).__name__} is trained {possible}: '
                          'change the one or the other.')
+
+
+def _is_mixed(dataset: Any) -> bool:
+    """Whether a wrapper, at any depth, puts several images together."""
+    inner = list(getattr(dataset, 'datasets', ()))
+    inner += [dataset.dataset] if hasattr(dataset, 'dataset') else []
+    return isinstance(dataset, MultiImageMixDataset) or any(
+        map(_is_mixed, inner))
 
 
 def _files_of(images: Subset, task: str) -> Set[str]:
     """Paths of images and labels."""
     dataset: Any = images.dataset
-    if len(images) == len(dataset):
-        # a wrapper that mixes images mixes kept ones only
-        while not hasattr(dataset, 'get_data_info') and hasattr(
-                dataset, 'dataset'):
-            dataset = dataset.dataset
     if not hasattr(dataset, 'get_data_info'):
         raise ValueError(
-            f'train_dataset of task {task!r} is a {type(dataset).__name__}, '
-            'some images of which cannot be kept without the others: use a '
-            'dataset of mmengine, or leave '
-            'train_cfg.rehearsal.images_per_task out.')
+            f'train_dataset of task {task!r}: {type(dataset).__name__} '
+            'has no get_data_info, so that the size of its images is '
+            'unknown: use a dataset of mmengine for train_cfg.rehearsal.')
     infos = (dataset.get_data_info(index) for index in images.indices)
     return {
         os.path.abspath(info[key])

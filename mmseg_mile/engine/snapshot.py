@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmseg_mile.library.files import write_file
+from mmseg_mile.structures import TensorDict
 
 _SCHEMA = 2
 _PLAIN = (bool, int, float, str, type(None))
@@ -31,14 +32,7 @@ def sample_seed(*parts: object) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed inside the block, then go on as before it.
-
-    Python's, numpy's and torch's generators of the CPU; a GPU's is left
-    alone.
-
-    Args:
-        seed (int): Below 2 ** 32.
-    """
+    """Draw from a seed (below 2 ** 32) on the CPU inside the block only."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -73,12 +67,7 @@ def set_random_state(state: Dict[str, Any]) -> None:
 
 
 def divergence(found: str, iteration: int) -> FloatingPointError:
-    """The error that stops a task whose values are no longer finite.
-
-    Args:
-        found (str): Such as 'the loss is nan'.
-        iteration (int): Iterations of the task that are done.
-    """
+    """The error that stops a task at values such as 'the loss is nan'."""
     return FloatingPointError(
         f'{found} at iteration {iteration} of this task. Tasks finished '
         'before it are kept: lower optim_wrapper.optimizer.lr, or set '
@@ -87,7 +76,7 @@ def divergence(found: str, iteration: int) -> FloatingPointError:
         'task then begins anew.')
 
 
-def pack(value: Any, tensors: Dict[str, Tensor], path: str = '') -> Any:
+def pack(value: Any, tensors: TensorDict, path: str = '') -> Any:
     """JSON form of a nested state; its tensors are put into ``tensors``.
 
     Args:
@@ -117,7 +106,7 @@ def pack(value: Any, tensors: Dict[str, Tensor], path: str = '') -> Any:
                      'kept to resume from')
 
 
-def unpack(value: Any, tensors: Dict[str, Tensor]) -> Any:
+def unpack(value: Any, tensors: TensorDict) -> Any:
     """The state that :func:`pack` was given."""
     if isinstance(value, list):
         return [unpack(v, tensors) for v in value]
@@ -145,10 +134,6 @@ class TaskSnapshot:
     def __init__(self, folder: Path) -> None:
         self.path = folder / 'snapshot.safetensors'
 
-    def exists(self) -> bool:
-        """Whether there is one."""
-        return self.path.exists()
-
     def discard(self) -> None:
         """Remove it: the task is finished, or begins anew."""
         if is_main_process():
@@ -156,9 +141,7 @@ class TaskSnapshot:
 
     def save(self, runner: Runner, model: nn.Module, iteration: int,
              seconds: float) -> None:
-        """Replace the snapshot by the present state.
-
-        Every process must call it after the same iteration.
+        """Replace the snapshot; every process calls it.
 
         Args:
             runner (Runner): Whose optimizer and schedulers.
@@ -169,18 +152,23 @@ class TaskSnapshot:
         Raises:
             FloatingPointError: If a value is NaN or infinite. The earlier
                 snapshot is kept.
-            OSError: If the disk is full or fails; names the file.
         """
         own = dict(random=random_state(), buffers=dict(model.named_buffers()))
-        tensors: Dict[str, Tensor] = {}
+        tensors: TensorDict = {}
         state = pack(
             dict(
                 iteration=iteration,
                 seconds=seconds,
                 parameters=_trainable(model),
                 optimizer=runner.optim_wrapper.state_dict(),
-                schedulers=[_plain(s) for s in _schedulers(runner)],
-                processes=all_gather_object(own)), tensors)
+                # some hold a function, which their config says again
+                schedulers=[{
+                    key: value
+                    for key, value in s.state_dict().items()
+                    if not callable(value)
+                } for s in runner.param_schedulers or []],
+                processes=all_gather_object(own)),
+            tensors)
         for path, value in tensors.items():
             # masks may be infinite, but nothing may be NaN
             bad = value.isnan() if '/buffers/' in path else ~value.isfinite()
@@ -205,14 +193,15 @@ class TaskSnapshot:
         self._copy(dict(model.named_buffers()), own['buffers'])
         runner.optim_wrapper.load_state_dict(state['optimizer'])
         _match_memory_format(runner.optim_wrapper.optimizer)
-        for scheduler, known in zip(_schedulers(runner), state['schedulers']):
+        for scheduler, known in zip(runner.param_schedulers or [],
+                                    state['schedulers']):
             scheduler.load_state_dict(known)
         return dict(
             iteration=state['iteration'],
             seconds=state['seconds'],
             random=own['random'])
 
-    def _write(self, text: str, tensors: Dict[str, Tensor]) -> None:
+    def _write(self, text: str, tensors: TensorDict) -> None:
         tensors = {
             key: value.detach().to('cpu', copy=True).contiguous()
             for key, value in tensors.items()
@@ -237,8 +226,7 @@ class TaskSnapshot:
         return unpack(content['state'], tensors)
 
     @torch.no_grad()
-    def _copy(self, target: Dict[str, Tensor], source: Dict[str,
-                                                            Tensor]) -> None:
+    def _copy(self, target: TensorDict, source: TensorDict) -> None:
         for name in sorted({*target, *source}):
             if (name not in target or name not in source
                     or target[name].shape != source[name].shape):
@@ -252,32 +240,19 @@ class TaskSnapshot:
             'task is trained from its beginning.')
 
 
-def _checksum(text: str, tensors: Dict[str, Tensor]) -> str:
+def _checksum(text: str, tensors: TensorDict) -> str:
     digest = hashlib.sha256(text.encode())
     for key in sorted(tensors):
         digest.update(tensors[key].numpy().tobytes())
     return digest.hexdigest()
 
 
-def _trainable(model: nn.Module) -> Dict[str, Tensor]:
+def _trainable(model: nn.Module) -> TensorDict:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def _schedulers(runner: Runner) -> List[Any]:
-    return list(runner.param_schedulers or [])
-
-
-def _plain(scheduler: Any) -> Dict[str, Any]:
-    # some schedulers hold a function, which their config says again
-    state = scheduler.state_dict()
-    return {k: v for k, v in state.items() if not callable(v)}
-
-
 def _match_memory_format(optimizer: Any) -> None:
-    """Give the state the memory format of its parameter, as when made new.
-
-    Kernels round differently for another format.
-    """
+    """Lay the state out as its parameter: kernels round alike only then."""
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

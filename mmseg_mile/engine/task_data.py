@@ -155,10 +155,6 @@ class TaskData:
         if type(iters) is not int or iters < 1:
             raise ValueError(f'max_iters of task {name!r} must be a whole '
                              f'number >= 1, got {iters!r}')
-        for key in ('init_from', 'family'):
-            if not isinstance(config.get(key, ''), (str, type(None))):
-                raise ValueError(f'{key} of task {name!r} must be a name, '
-                                 f'got {config[key]!r}')
         rooted = {
             split:
             _rooted(config[f'{split}_dataset'], self._data_root,

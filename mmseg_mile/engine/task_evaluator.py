@@ -39,10 +39,9 @@ class TaskScore:
         oracle (DomainIoU, optional): With the task's own expert; None if it
             has none.
         chosen (Counter): Images per chosen expert; empty without a gate.
-        digest (str): SHA-256 over those of the oracle's label maps, in the
-            dataset's order, whatever processes predicted them.
-        images (list[RoutedImage]): Lines of the routing log, in the
-            dataset's order.
+        digest (str): SHA-256 over those of the oracle's label maps.
+        images (list[RoutedImage]): Lines of the routing log, in the order
+            of the dataset, whatever processes predicted them.
     """
     routed: DomainIoU
     oracle: Optional[DomainIoU]

@@ -106,7 +106,7 @@ class TaskTrainLoop(IterBasedTrainLoop):
         Model, optimizer and schedulers must be ready for the task's first
         iteration.
         """
-        if not self._snapshot.exists():
+        if not self._snapshot.path.exists():
             return
         known = self._snapshot.restore(self.runner, self._bare_model)
         self._iter = known['iteration']

@@ -66,11 +66,7 @@ def config_text(cfg: Config) -> str:
 
 
 def provenance(config: str) -> Dict[str, Any]:
-    """The ``provenance`` field of ``results.json``.
-
-    Args:
-        config (str): The resolved config as text.
-    """
+    """The ``provenance`` field of ``results.json``."""
     return dict(
         commit=commit(), versions=versions(), config=config, device=device())
 
@@ -120,10 +116,7 @@ def settings_of(cfg: Config, seed: int) -> Dict[str, Any]:
 
 
 def changes(old: Dict[str, Any], new: Dict[str, Any]) -> Changes:
-    """Fields that differ, by dotted name: old and new value.
-
-    Tasks at the end of the new stream are no change.
-    """
+    """Old and new value of what differs; more tasks are no change."""
     train_cfg = new.get('train_cfg', {})
     if 'tasks' in train_cfg:
         count = len(old.get('train_cfg', {}).get('tasks', []))
@@ -133,15 +126,12 @@ def changes(old: Dict[str, Any], new: Dict[str, Any]) -> Changes:
 
 
 def refuse(found: Changes, allowed: Sequence[str], work_dir: Any) -> None:
-    """Refuse changes that were not announced.
+    """Refuse changes that were not announced, naming old and new values.
 
     Args:
         found (dict): Of :func:`changes`.
         allowed (Sequence[str]): Dotted names; one allows all below it.
         work_dir (Any): Of the run that is resumed.
-
-    Raises:
-        ValueError: Naming every field with its old and new value.
     """
     refused = [
         f'  {name}: {repr(old)[:100]} -> {repr(new)[:100]}'
@@ -213,12 +203,8 @@ class WorkDir:
         """Scores of the row after learning task ``after``."""
         return RowCache(self._rows, after)
 
-    def require_resume(self, resume: bool) -> None:
-        """Refuse to train over what an earlier run has done.
-
-        Raises:
-            ValueError: Naming the file or folder.
-        """
+    def require_resume(self, resume: Optional[bool]) -> None:
+        """Refuse to train over what an earlier run has done."""
         found = [p for p in (self.results_path, self.library) if p.exists()]
         found += [snapshot.path for snapshot in self._snapshots()]
         if found and not resume:
@@ -265,7 +251,7 @@ class WorkDir:
             results (StreamResults): So far.
             digests (dict): Of oracle label maps, per row and task.
             routed (dict[str, list[RoutedImage]], optional): New rows of the
-                routing log by the task learned last. Defaults to None.
+                routing log. Defaults to None.
         """
         if is_main_process():
             # first, because results.json says that the row is complete
@@ -282,9 +268,6 @@ class WorkDir:
         Args:
             runner (Runner): Has the config and the seed.
             changed (Sequence[str]): Settings that may differ.
-
-        Raises:
-            ValueError: If others do; names each with both values.
         """
         present = settings_of(runner.cfg, runner.seed)
         found: Changes = {}
@@ -307,23 +290,14 @@ class WorkDir:
         barrier()
 
     def check_library(self) -> None:
-        """Read every file of the library before more is trained upon it.
-
-        Raises:
-            ValueError: If one is missing or was changed; names it.
-        """
+        """Read every file of the library before more is trained upon it."""
         store = ExpertStore(self.library)
         names = store.names
         for expert in store.open(names) if names else []:
             expert.verify()
 
     def clean_up(self, tasks: Sequence[Task], results: StreamResults) -> None:
-        """Remove what a process was about to remove when it was killed.
-
-        Args:
-            tasks (Sequence[Task]): Of the stream.
-            results (StreamResults): So far.
-        """
+        """Remove what a process was about to remove when it was killed."""
         learned = results.cost.is_learned
         for index, task in enumerate(tasks):
             if learned[index]:
@@ -333,7 +307,7 @@ class WorkDir:
 
     def _snapshots(self) -> List[TaskSnapshot]:
         folders = sorted((self.path / 'tasks').glob('*'))
-        return [s for s in map(TaskSnapshot, folders) if s.exists()]
+        return [s for s in map(TaskSnapshot, folders) if s.path.exists()]
 
 
 class RowCache:
@@ -350,12 +324,7 @@ class RowCache:
 
     def score(self, task: Task, evaluate: Callable[[Task],
                                                    TaskScore]) -> TaskScore:
-        """The kept score of a task, or else a new one.
-
-        Args:
-            task (Task): The task.
-            evaluate (Callable): Scores it.
-        """
+        """The kept score of a task, or else a new one."""
         path = self.folder / f'{task.name}.json'
         if path.exists():
             kept = read_json(path)
