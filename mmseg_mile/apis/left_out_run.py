@@ -141,7 +141,7 @@ class LeftOutExperts:
         """Where each expert started."""
         return parents_of(self.tasks, self.model.init_from,
                           {e.name: e.provenance
-                           for e in self.experts}, self.loop.adopted
+                           for e in self.experts}, self.loop.reused
                           is not None)
 
     def base_saw(self) -> List[str]:

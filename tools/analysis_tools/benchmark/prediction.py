@@ -237,7 +237,7 @@ class _PeftContender(Contender):
         self._heads = {
             e.name: {
                 k: v.to(subject.settings.device)
-                for k, v in e.head.items()
+                for k, v in e.parts['head'].items()
             }
             for e in subject.experts
         }
