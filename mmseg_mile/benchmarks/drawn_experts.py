@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.adapters.targets import lora_scaling
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_images)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Expert, Routing, Task
 from .benchmark_models import calibrate_norms, preprocess, quiet
 from .domain_images import domain_images, training_images
@@ -58,7 +57,7 @@ class ExpertDrawer:
             calibrate_norms(model.backbone, lambda: model.backbone(inputs))
         self._model = copy.deepcopy(model)
         self._embeddings = [
-            embed_images(model, training_images(images, i, settings))
+            model.embed_images(training_images(images, i, settings))
             for i in range(settings.experts)
         ]
         with quiet():

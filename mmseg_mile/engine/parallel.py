@@ -28,7 +28,7 @@ from mmseg_mile.gates.base_gate import BaseGate
 from mmseg_mile.gates.simple_gates import FixedGate
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_images, start_of)
+                                                      initial_experts)
 from mmseg_mile.structures import Task
 from .incremental_task_loop import IncrementalTaskLoop
 from .work_dir import WorkDir
@@ -370,16 +370,13 @@ class ParallelTaskLoop(IncrementalTaskLoop):
                                       self.model.gate.state(task.name))
                 continue
             embeddings = self._embed(task)
-            start = start_of(task, self.model.init_from, list(starts),
-                             partial(self._nearest, embeddings),
-                             partial(_refuse_fused, task))
-            starts[task.name] = next(iter(start)) if start else None
+            start = initial_experts(task, self.model.init_from, list(starts),
+                                    self._gate, partial(_embedded, embeddings))
+            if len(start) > 1:
+                _refuse_fused(task)
+            starts[task.name] = next(iter(start), None)
             self._gate.fit(task.name, embeddings)
         return starts
-
-    def _nearest(self, embeddings: Any) -> str:
-        gate: Any = self._gate
-        return gate.nearest(embeddings)
 
     def _embed(self, task: Task) -> Optional[Tensor]:
         if not self._gate.needs_embeddings:
@@ -387,7 +384,7 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         loader = self.data.prototype_loader(self.runner, task,
                                             self.val_dataloader,
                                             self.max_prototype_images)
-        return embed_images(self.model, loader)
+        return self.model.embed_images(loader)
 
     def _finished_jobs(self, learned: int) -> Dict[str, float]:
         """Seconds of the tasks that an earlier run has learned."""
@@ -454,7 +451,11 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         return self._job(names.index(name)).library.resolve()
 
 
-def _refuse_fused(task: Task) -> Dict[str, float]:
+def _embedded(embeddings: Any) -> Any:
+    return embeddings
+
+
+def _refuse_fused(task: Task) -> None:
     raise ValueError(
         f"init_from='fused' of task {task.name!r} waits for all experts "
         "before it, so nothing could be learned at the same time: use "

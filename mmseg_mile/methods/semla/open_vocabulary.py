@@ -19,7 +19,7 @@ from mmseg_mile.structures import Routing, Task
 from ..continual_segmentor import head_config
 from ..mile.expert_heads import ExpertHeads, LabelSpace
 from ..mile.expert_segmentor import ExpertSegmentor, routing_info
-from ..prediction import PredictedSamples
+from ..prediction import blank_samples
 from .side_adapter_clip import provide_point_sample
 
 # SAN's, from mmseg's config.
@@ -195,7 +195,7 @@ class OpenVocabularyHeads(ExpertHeads):
         return own if self.vocabulary is None else self.vocabulary
 
     def fusable(self, mixture: Mapping[str, float]) -> Dict[str, float]:
-        """See :meth:`ExpertHeads.alike`."""
+        """See :meth:`ExpertHeads.fusable`."""
         if self.vocabulary is None:
             return super().fusable(mixture)
         total = sum(mixture.values())
@@ -362,20 +362,19 @@ class OpenVocabularyExpertSegmentor(ExpertSegmentor):
     def predict(self,
                 inputs: Tensor,
                 data_samples: Optional[list] = None) -> list:
-        """See :meth:`RoutedSegmentor.predict`; needs no expert if a
+        """See :meth:`ExpertSegmentor.predict`; needs no expert if a
         vocabulary is given."""
         labels = self.heads.vocabulary
         if self.expert_names or labels is None:
             return super().predict(inputs, data_samples)
-        predicted = PredictedSamples(inputs, data_samples, self.keep_logits)
-        count = len(inputs)
-        self._decode_base(predicted, inputs, _NOBODY, list(range(count)))
-        nobody = inputs.new_zeros(count, 0)
+        samples = data_samples or blank_samples(inputs)
+        self._predict_alike(inputs, samples, {}, _NOBODY, late=False)
+        nobody = torch.zeros(len(samples), 0)
         routing = Routing((), nobody, nobody,
-                          torch.zeros(count, dtype=torch.bool))
-        for index, sample in enumerate(predicted.samples):
+                          torch.zeros(len(samples), dtype=torch.bool))
+        for index, sample in enumerate(samples):
             sample.set_metainfo(routing_info(routing, index, labels))
-        return predicted.samples
+        return samples
 
     def _head_config(self, num_classes: int) -> Dict[str, Any]:
         return head_config(self.head_template, num_classes)
