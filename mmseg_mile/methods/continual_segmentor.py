@@ -307,7 +307,7 @@ class ContinualSegmentor(CoarseEncoderDecoder):
 
     def new_head(self, num_classes: int) -> nn.Module:
         """A fresh decode head from the template."""
-        head = build_head(
+        head: Any = build_head(
             head_config(self.head_template, num_classes), self.device)
         return head.to(memory_format=self._memory_format)
 

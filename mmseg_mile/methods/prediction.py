@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from itertools import product
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -22,6 +23,9 @@ NO_LABEL = 255
 # Resized logits that are in memory at a time. Smaller strips, which would
 # stay in the caches, measured slower than what they save.
 _STRIP_VALUES = 1 << 23
+# Pixels per forward on a CPU: features of more than a 512x512 image leave the
+# caches, and a batch of them takes longer than its images one by one.
+_CPU_PIXELS = 1 << 18
 _DTYPES = ('float32', 'bfloat16', 'float16')
 # Axes of (C, H, W) logits that mmcv's ``RandomFlip`` turned around.
 _FLIPPED_AXES = dict(horizontal=(2, ), vertical=(1, ), diagonal=(1, 2))
@@ -114,7 +118,8 @@ class CoarseEncoderDecoder(EncoderDecoder):
                    size: Tuple[int, ...]) -> Tensor:
         """Logits of an image before it was padded or flipped."""
         height, width = input_size(meta)
-        padding = meta.get('img_padding_size', meta.get('padding_size')) or ()
+        padding: Sequence[int] = meta.get('img_padding_size',
+                                          meta.get('padding_size')) or ()
         flip = meta['flip_direction'] if meta.get('flip') else None
         if any(padding) or flip or size != (height, width):
             logits = resize_logits(logits, (height, width), self.align_corners)
@@ -133,10 +138,17 @@ class CoarseEncoderDecoder(EncoderDecoder):
         for rows, columns in product(*map(_windows, size, crop, stride)):
             window = inputs[:, :, rows, columns]
             batch_img_metas[0]['img_shape'] = window.shape[2:]
-            total[:, :, rows, columns] += self.encode_decode(
-                window, batch_img_metas)
+            total[:, :, rows,
+                  columns] += self.encode_decode(window, batch_img_metas)
             count[rows, columns] += 1
         return total.div_(count)
+
+    def images_per_forward(self, sample: SegDataSample) -> int:
+        """Images like this one that are best predicted together."""
+        height, width = input_size(sample.metainfo)
+        if self.device.type != 'cpu':
+            return sys.maxsize
+        return max(1, _CPU_PIXELS // (height * width))
 
     @property
     def device(self) -> torch.device:

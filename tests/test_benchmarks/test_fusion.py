@@ -2,6 +2,7 @@
 """Fused prediction against stock and PEFT."""
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -56,7 +57,9 @@ def test_wrong_output_is_a_failure(mit_config, settings, monkeypatch):
         name = 'forgetful'
 
         def predict(self, inputs):
-            with self.subject.model.without(['expert_1']):
+            others = copy.deepcopy(self.subject.model.gate)
+            others.remove('expert_1')
+            with self.subject.model.gated(others):
                 return super().predict(inputs)
 
     monkeypatch.setattr(fusion, 'CONTENDERS', (PlainStock, Forgetful))

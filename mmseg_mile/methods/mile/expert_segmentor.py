@@ -25,17 +25,14 @@ from mmseg_mile.library.expert_store import ExpertStore, StoredExpert
 from mmseg_mile.structures import Expert, Routing, Task
 from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
-from ..prediction import abstain, blank_samples, input_size
-from .expert_heads import ExpertHeads, LabelSpace, heaviest
+from ..prediction import abstain, blank_samples
+from .expert_heads import ExpertHeads, heaviest
 
 # Shape legend: B images, N images of a task, L views of each, D embedding,
 # E experts, C classes, h x w grid of the logits
 
 _FUSIONS = ('weights', 'logits')
 _STARTS = ('base', 'nearest', 'previous', 'fused')
-# Pixels per forward on a CPU: features of more than a 512x512 image leave the
-# caches, and a batch of them takes longer than its images one by one.
-_CPU_PIXELS = 1 << 18
 
 
 def initial_experts(task: Task, init_from: str, earlier: Sequence[str],
@@ -133,29 +130,6 @@ def child_weights(names: Sequence[str], origins: Mapping[str, Any],
             scores = -near / (near[0] * temperature)
             weights_EE[row, columns] = scores.softmax(0)
     return weights_EE
-
-
-def routing_info(routing: Routing, index: int,
-                 labels: LabelSpace) -> Dict[str, Any]:
-    """Metainfo of the prediction for one image of a batch.
-
-    ``expert``, the heaviest one, None for the base alone and for no
-    prediction; ``classes`` and ``palette`` of the labels; ``mixture``,
-    weights above zero; ``distances`` per expert; ``ood``, and ``ood_score``,
-    None where the gate has none; ``abstained``, True for no prediction.
-    """
-    mixture = routing.mixture(index)
-    distances = routing.distances[index].tolist()
-    score, abstains = routing.ood_score, routing.abstains
-    return dict(
-        expert=heaviest(mixture) if mixture else None,
-        classes=labels.classes,
-        palette=labels.palette,
-        mixture=mixture,
-        distances=dict(zip(routing.expert_names, distances)),
-        ood=bool(routing.ood[index]),
-        ood_score=None if score is None else float(score[index]),
-        abstained=abstains is not None and bool(abstains[index]))
 
 
 @MODELS.register_module()
@@ -430,32 +404,30 @@ class ExpertSegmentor(ContinualSegmentor):
         """Route each image, then predict images of one mixture together.
 
         Returns:
-            list[SegDataSample]: mmseg's fields, and :func:`routing_info` in
-            the metainfo. Label maps are in the classes of the heaviest
-            expert, without any in those of the one that lends its head.
+            list[SegDataSample]: mmseg's fields, and in the metainfo
+            ``expert``, the heaviest one, None for the base alone and for no
+            prediction; ``head_expert``, whose head it has, and the
+            ``classes`` and ``palette`` of that; ``mixture``, weights above
+            zero; ``distances`` per expert; ``ood``, and ``ood_score``, None
+            where the gate has none; ``abstained``, True for no prediction.
         """
         samples = data_samples or blank_samples(inputs)
         routing = self.route(inputs, samples)
         groups: Dict[Any, List[int]] = {}
         for index, sample in enumerate(samples):
-            mixture = routing.mixture(index)
-            expert = heaviest(mixture) if mixture else self._base_head(
-                routing, index)
-            info = routing_info(routing, index, self.heads.labels(expert))
+            info = self._routing_info(routing, index)
             sample.set_metainfo(info)
             if info['abstained']:
                 abstain(sample, self.device)
                 continue
-            late = len(mixture) > 1 and (self.fusion == 'logits'
-                                         or self.ood_policy == 'fuse'
-                                         and info['ood'])
-            key = (tuple(mixture.items()), expert, late)
+            shares = tuple(info['mixture'].items())
+            late = len(shares) > 1 and (self.fusion == 'logits'
+                                        or self.ood_policy == 'fuse'
+                                        and info['ood'])
+            key = shares, info['head_expert'], late
             groups.setdefault(key, []).append(index)
         for (shares, expert, late), indices in groups.items():
-            most = len(indices)
-            if self.device.type == 'cpu':
-                height, width = input_size(samples[indices[0]].metainfo)
-                most = max(1, _CPU_PIXELS // (height * width))
+            most = self.images_per_forward(samples[indices[0]])
             for start in range(0, len(indices), most):
                 part = indices[start:start + most]
                 images = inputs if len(part) == len(samples) else inputs[part]
@@ -463,27 +435,24 @@ class ExpertSegmentor(ContinualSegmentor):
                                     dict(shares), expert, late)
         return samples
 
-    def _predict_alike(self, inputs: Tensor, samples: list,
-                       mixture: Dict[str,
-                                     float], expert: str, late: bool) -> None:
-        """Predict images with one mixture, {} for the base with one head.
-
-        Late: ``p = sum_i w_i softmax(z_i)`` over the experts that share the
-        classes of the heaviest one, at the resolution of the head; ``log p``
-        stands for the logits.
-        """
-        metas = [sample.metainfo for sample in samples]
-        alone = self.heads.fusable(mixture) if late else {}
-        average: Any = 0
-        for name, weight in alone.items():
-            head = self.heads.fused({name: 1.0}, self.device)
-            with self.backbone.using(name), self.decoding_with(head):
-                average += weight * _probabilities(
-                    self.inference(inputs, metas))
-        head = self.heads.fused(mixture or {expert: 1.0}, self.device)
-        with self.backbone.using(mixture), self.decoding_with(head):
-            logits = _log(average) if late else self.inference(inputs, metas)
-            self.postprocess_result(logits, samples)
+    def _routing_info(self, routing: Routing, index: int) -> Dict[str, Any]:
+        """Metainfo of the prediction for one image of a batch."""
+        mixture = routing.mixture(index)
+        head_expert = heaviest(mixture) if mixture else self._base_head(
+            routing, index)
+        classes, palette = self.heads.labels(head_expert)
+        distances = routing.distances[index].tolist()
+        score, abstains = routing.ood_score, routing.abstains
+        return dict(
+            expert=head_expert if mixture else None,
+            head_expert=head_expert,
+            classes=classes,
+            palette=palette,
+            mixture=mixture,
+            distances=dict(zip(routing.expert_names, distances)),
+            ood=bool(routing.ood[index]),
+            ood_score=None if score is None else float(score[index]),
+            abstained=abstains is not None and bool(abstains[index]))
 
     def _base_head(self, routing: Routing, index: int) -> str:
         """The expert whose head the base gets for an image."""
@@ -493,6 +462,28 @@ class ExpertSegmentor(ContinualSegmentor):
             # its head was trained with the base itself
             return first
         return routing.top_expert(index)
+
+    def _predict_alike(self, inputs: Tensor, samples: list,
+                       mixture: Mapping[str, float], head_expert: str,
+                       late: bool) -> None:
+        """Predict images with one mixture, {} for the base with one head.
+
+        Late: ``p = sum_i w_i softmax(z_i)`` over the experts that share the
+        classes of the heaviest one, at the resolution of the head; ``log p``
+        stands for the logits.
+        """
+        metas = [sample.metainfo for sample in samples]
+        average: Any = 0
+        alone = self.heads.fusable(mixture) if late else {}
+        for name, weight in alone.items():
+            head = self.heads.fused({name: 1.0}, self.device)
+            with self.backbone.using(name), self.decoding_with(head):
+                average += weight * _probabilities(
+                    self.inference(inputs, metas))
+        head = self.heads.fused(mixture or {head_expert: 1.0}, self.device)
+        with self.backbone.using(mixture), self.decoding_with(head):
+            logits = _log(average) if late else self.inference(inputs, metas)
+            self.postprocess_result(logits, samples)
 
     # -- keeping ---------------------------------------------------------
 
