@@ -17,8 +17,7 @@ from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.continual_segmentor import head_config
 from mmseg_mile.methods.mile.expert_heads import ExpertHead
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_images)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
 _PREFIX = 'decode_head.'
 
@@ -175,7 +174,7 @@ def fit_prototypes(model: ExpertSegmentor, store: ExpertStore, name: str,
     for other in store.open(store.names):
         if other.name != name:
             model.gate.load_state(other.name, other.parts['prototypes'])
-    embeddings = embed_images(model, _batches(
+    embeddings = model.embed_images(_batches(
         paths, pipeline)) if model.gate.needs_embeddings else None
     model.gate.fit(name, embeddings)
     return model.gate.state(name)

@@ -21,8 +21,7 @@ from mmseg.apis import init_model
 from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg_mile.library.edits import AnyPath, open_library
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      RoutedSegmentor)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.version import __version__
 from .export import (Experts, as_mixture, export_expert, head_expert,
                      stock_config)
@@ -33,7 +32,7 @@ from .onnx_export import (OnnxRun, Sizes, add_metadata, check_onnx,
                           supported_sizes, write_onnx)
 
 # Fields that say what a gate's choice leads to, those of later days included.
-_ROUTING_KEYS = set(inspect.signature(RoutedSegmentor.__init__).parameters) - {
+_ROUTING_KEYS = set(inspect.signature(ExpertSegmentor.__init__).parameters) - {
     'backbone', 'decode_head', 'fusion', 'kwargs'
 }
 

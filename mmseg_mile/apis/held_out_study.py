@@ -14,9 +14,7 @@ from torch import Tensor
 from mmseg_mile.evaluation.ood_scores import FlagScores, flag_scores
 from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
 from mmseg_mile.gates.prototype_gate import PrototypeGate
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_views,
-                                                      prepared_views)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from .gate_study import Split, route_all
 
 # Shape legend: N images, D embedding
@@ -89,9 +87,8 @@ def embed_all(model: ExpertSegmentor,
     """
     parts: Dict[str, List[Tensor]] = {name: [] for name in embedders}
     for batch in loader:
-        looks = prepared_views(model, batch, num_views)
         for name, embedder in embedders.items():
-            parts[name].append(embed_views(model, embedder, looks))
+            parts[name].append(model.embed_views(batch, num_views, embedder))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 

@@ -38,20 +38,6 @@ class LabelSpace(NamedTuple):
     palette: Tuple[Tuple[int, ...], ...]
 
 
-class _Shared(NamedTuple):
-    """A module, and who owns each entry of its state dict."""
-    module: nn.Module
-    owners: Dict[str, Tuple[nn.Module, str]]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> '_Shared':
-        owners = {}
-        for key in module.state_dict():
-            path, _, leaf = key.rpartition('.')
-            owners[key] = (module.get_submodule(path), leaf)
-        return cls(module, owners)
-
-
 class ExpertHeads:
     """Head tensors per expert, and one module per kind of head.
 
@@ -66,7 +52,7 @@ class ExpertHeads:
     def __init__(self, cache: ExpertCache) -> None:
         self._cache = cache
         self._labels: Dict[str, LabelSpace] = {}
-        self._modules: Dict[str, _Shared] = {}
+        self._modules: Dict[str, nn.Module] = {}
 
     @property
     def names(self) -> Tuple[str, ...]:
@@ -111,32 +97,29 @@ class ExpertHeads:
         self._cache.release(
             self._key(expert.name), partial(self._load, expert, device))
 
-    def remove(self, name: str) -> None:
-        """Forget a head."""
-        del self._cache[self._key(name)]
-        del self._labels[name]
-
     def fusable(self, mixture: Mapping[str, float]) -> Dict[str, float]:
-        """The experts of a mixture that can speak with one head.
+        """The experts of a mixture whose heads can be averaged.
 
         Args:
             mixture (Mapping[str, float]): Weights of experts.
 
         Returns:
             dict[str, float]: Those with the classes and the kind of head of
-            the heaviest one; their weights, brought to sum 1.
+            the heaviest one; weights of sum 1.
         """
-        first = heaviest(mixture)
+        if len(mixture) == 1:
+            return dict.fromkeys(mixture, 1.0)
+        kind = self._fusion_key(heaviest(mixture))
         shares = {
             name: weight
             for name, weight in mixture.items()
-            if name == first or self._sound(name) == self._sound(first)
+            if self._fusion_key(name) == kind
         }
         total = sum(shares.values())
         return {name: weight / total for name, weight in shares.items()}
 
     def fused_state(self, mixture: Mapping[str, float]) -> TensorDict:
-        """Weighted mean of the tensors of the heads that are alike.
+        """Weighted mean of the tensors of the heads that are fusable.
 
         Args:
             mixture (Mapping[str, float]): Weights of experts, above 0.
@@ -164,22 +147,19 @@ class ExpertHeads:
         config = self[heaviest(mixture)].config
         return self._holding(config, self.fused_state(mixture), device)
 
-    def module(self, name: str, device: torch.device) -> nn.Module:
-        """The head of one expert, see :meth:`fused`."""
-        return self.fused({name: 1.0}, device)
-
     def _holding(self, config: Dict[str, Any], state: TensorDict,
                  device: torch.device) -> nn.Module:
         """The module of a kind of head, with these values in it."""
-        shared = self._shared(config, device)
+        module = self._shared(config, device)
         for key, value in state.items():
-            owner, leaf = shared.owners[key]
-            value = value.to(device)
-            trains = isinstance(getattr(owner, leaf), nn.Parameter)
-            setattr(owner, leaf, nn.Parameter(value) if trains else value)
-        return shared.module
+            path, _, leaf = key.rpartition('.')
+            owner, value = module.get_submodule(path), value.to(device)
+            if isinstance(getattr(owner, leaf), nn.Parameter):
+                value = nn.Parameter(value, requires_grad=False)
+            setattr(owner, leaf, value)
+        return module
 
-    def _sound(self, name: str) -> Tuple[Tuple[str, ...], str]:
+    def _fusion_key(self, name: str) -> Tuple[Tuple[str, ...], str]:
         """What heads must have in common to be averaged."""
         config = {
             key: value
@@ -190,7 +170,7 @@ class ExpertHeads:
 
     def _load(self, expert: Expert, device: torch.device) -> ExpertHead:
         state = {k: v.to(device) for k, v in expert.parts['head'].items()}
-        module = self._shared(expert.configs['head'], device).module
+        module = self._shared(expert.configs['head'], device)
         wanted = {k: v.shape for k, v in module.state_dict().items()}
         wrong = wanted.items() ^ {k: v.shape for k, v in state.items()}.items()
         if wrong:
@@ -202,10 +182,11 @@ class ExpertHeads:
         return ExpertHead(state, expert.configs['head'], expert.classes,
                           expert.palette)
 
-    def _shared(self, config: Dict[str, Any], device: torch.device) -> _Shared:
+    def _shared(self, config: Dict[str, Any],
+                device: torch.device) -> nn.Module:
         kind = _kind(config)
         if kind not in self._modules:
-            self._modules[kind] = _Shared.of(build_head(config, device).eval())
+            self._modules[kind] = build_head(config, device).eval()
         return self._modules[kind]
 
     def _key(self, name: str) -> Key:
@@ -221,7 +202,7 @@ def heaviest(mixture: Mapping[str, float]) -> str:
 
 
 def _mean(parts: Sequence[Tuple[float, Tensor]]) -> Tensor:
-    """Weighted mean; of counts, which are no quantity, the first."""
+    """Weighted mean; of integers, such as batch counts, the first."""
     if not parts[0][1].is_floating_point():
         return parts[0][1]
     total = torch.zeros_like(parts[0][1])

@@ -221,8 +221,9 @@ def test_vocabulary_follows_the_base_that_is_loaded_later(toys):
 
 def test_left_out_task_is_labelled_by_the_others_in_its_classes(learned, toys):
     task = toys.task('fog')
-    with learned.without(['fog']), learned.speaking(task.classes,
-                                                    task.palette):
+    others = copy.deepcopy(learned.gate)
+    others.remove('fog')
+    with learned.gated(others), learned.speaking(task.classes, task.palette):
         sample, = toys.predict(learned, 'fog')
     assert set(sample.mixture) == {'day', 'night'}
     assert sample.classes == task.classes

@@ -26,8 +26,7 @@ from mmseg.registry import MODELS, TASK_UTILS
 from mmseg.structures import SegDataSample
 from mmseg_mile.adapters.targets import lora_scaling
 from mmseg_mile.apis.export import STOCK_HEADS
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_images)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Expert, Routing, Task
 from mmseg_mile.structures.expert import TensorDict
 from .harness import Settings
@@ -268,7 +267,7 @@ class ExpertDrawer:
             calibrate_norms(model.backbone, lambda: model.backbone(inputs))
         self._model = copy.deepcopy(model)
         self._embeddings = [
-            embed_images(model, training_images(images, i, settings))
+            model.embed_images(training_images(images, i, settings))
             for i in range(settings.experts)
         ]
         with quiet():

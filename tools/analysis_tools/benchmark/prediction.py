@@ -194,7 +194,8 @@ class Base(Contender):
     def prepare(self) -> None:
         """Decode with the first expert's head."""
         model, expert = self.subject.model, self.subject.experts[0]
-        self._head: nn.Module = model.heads.module(expert.name, model.device)
+        self._head: nn.Module = model.heads.fused({expert.name: 1.0},
+                                                  model.device)
         model.set_decode_head(self._head, expert.classes, expert.palette)
 
     def predict(self, inputs: Tensor) -> List[SegDataSample]:
