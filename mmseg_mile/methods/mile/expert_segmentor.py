@@ -481,18 +481,11 @@ class RoutedSegmentor(ContinualSegmentor):
     def _decode_merged(self, predicted: PredictedSamples, inputs: Tensor,
                        routing: Routing, indices: Sequence[int]) -> None:
         chosen = routing.take(indices)
-        for groups in self.backbone.passes(chosen, inputs[indices]):
-            where = [i for _, own in groups for i in own]
-            decoders: List[Decoder] = []
-            for mixture, own in groups:
-                first = sum(len(d.indices) for d in decoders)
-                decoders.append(
-                    Decoder(
-                        self._head_of(mixture), range(first,
-                                                      first + len(own))))
-            with self.backbone.using(chosen.take(where)):
-                places = [indices[i] for i in where]
-                self.decode_into(predicted, inputs[places], decoders, places)
+        for mixture, own in self.backbone.passes(chosen, inputs[indices]):
+            decoder = Decoder(self._head_of(mixture), range(len(own)))
+            with self.backbone.using(mixture):
+                places = [indices[i] for i in own]
+                self.decode_into(predicted, inputs[places], [decoder], places)
 
     def _decode_base(self, predicted: PredictedSamples, inputs: Tensor,
                      speaker: str, indices: List[int]) -> None:
