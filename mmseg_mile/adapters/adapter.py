@@ -227,7 +227,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _cat(factors: Sequence[Tensor], dim: int) -> Tensor:
-    return factors[0] if len(factors) == 1 else torch.cat(factors, dim)
+    return factors[0] if len(factors) == 1 else torch.cat(list(factors), dim)
 
 
 class NormStack:
@@ -241,12 +241,27 @@ class NormStack:
     """
 
     def __init__(self, norms: Sequence[Mapping[str, Tensor]]) -> None:
-        first = {k: v for norm in reversed(norms) for k, v in norm.items()}
-        like = {k: v for k, v in first.items() if v.is_floating_point()}
-        self._counts = {k: v for k, v in first.items() if k not in like}
-        self._owners = {k: [k in norm for norm in norms] for k in like}
-        self._like = {k: v.to('meta') for k, v in like.items()}
-        self._values_EN = torch.stack([_row(norm, like) for norm in norms])
+        self._first = {
+            k: v
+            for norm in reversed(norms)
+            for k, v in norm.items()
+        }
+        # a single expert's are taken as they are, and counts are no quantity
+        self._owners = {
+            k: [k in norm for norm in norms]
+            for k, v in self._first.items()
+            if v.is_floating_point() and len(norms) > 1
+        }
+        self._values_EN = torch.stack([self._row(norm) for norm in norms])
+
+    def _row(self, norm: Mapping[str, Tensor]) -> Tensor:
+        """Values one after the other, zeros for those that it lacks."""
+        values = []
+        for key in self._owners:
+            like = self._first[key]
+            value = norm[key] if key in norm else torch.zeros_like(like)
+            values.append(_wide(value).to(like.device).flatten())
+        return torch.cat(values) if values else torch.empty(0)
 
     def num_bytes(self) -> int:
         """Memory that the matrix takes."""
@@ -262,29 +277,20 @@ class NormStack:
             weights (Sequence[float]): Of the experts, of sum 1.
 
         Returns:
-            dict[str, Tensor]: On the base's device; of counts, which are no
-            quantity, the first expert's.
+            dict[str, Tensor]: On the base's device; of counts, the first
+            expert's.
         """
+        mixed = {k: v.to(base[k].device) for k, v in self._first.items()}
         flat_N = self._values_EN.new_tensor(weights) @ self._values_EN
-        values = flat_N.split([v.numel() for v in self._like.values()])
-        mixed = {k: v.to(base[k].device) for k, v in self._counts.items()}
-        for (key, like), value in zip(self._like.items(), values):
-            value = value.view(like.shape).to(base[key].device)
-            others = sum(w for w, own in zip(weights, self._owners[key])
-                         if not own)
+        values = flat_N.split([mixed[k].numel() for k in self._owners])
+        for (key, owners), value in zip(self._owners.items(), values):
+            like = mixed[key]
+            value = value.view(like.shape).to(like.device)
+            others = sum(w for w, own in zip(weights, owners) if not own)
             if others:
                 value = value + others * base[key]
             mixed[key] = value.to(like.dtype)
         return mixed
-
-
-def _row(norm: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Tensor:
-    """Values one after the other, zeros for those that it does not own."""
-    values = [
-        _wide(norm.get(k, torch.zeros_like(v)).flatten()).to(v.device)
-        for k, v in like.items()
-    ]
-    return torch.cat(values) if values else torch.empty(0)
 
 
 def mix_norm(base: Mapping[str, Tensor],
