@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tensors of one expert inside the backbone, and sums of several.
 
-``W + sum_i w_i s_i B_i A_i`` comes as merged weights (:func:`merge_adapters`,
-or :class:`AdapterStack` for ever other weights), as one adapter that is
-exactly the sum (:func:`concatenate_adapters`), and cut to a rank
-(:func:`cut_adapter`).
+``W + sum_i w_i s_i B_i A_i`` comes as merged weights
+(:meth:`AdapterStack.merge`), as one adapter that is exactly the sum
+(:func:`concatenate_adapters`), and cut to a rank (:func:`cut_adapter`).
 """
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from dataclasses import dataclass
 from typing import (Any, Dict, Iterator, List, Mapping, NamedTuple, Optional,
                     Sequence, Tuple)
@@ -68,11 +68,10 @@ class Adapter:
 
     def check_settings(self, name: str, targets: Sequence[str],
                        config: Mapping[str, Any], train_norm: bool) -> None:
-        """Raise unless training can go on from here with these settings.
+        """Raise a ValueError unless training can go on from here.
 
-        Raises:
-            ValueError: If layers, rank or scaling differ, or the adapter
-                owns norm layers that would not be trained.
+        Layers, rank and scaling must be those of the config, and norm layers
+        that the adapter owns must be trained.
         """
         mine = self.targets()
         scaling = lora_scaling(config)
@@ -90,17 +89,13 @@ class Adapter:
                   name: str,
                   base: Mapping[str, Tensor],
                   adapts: Optional[bool] = True) -> None:
-        """Raise unless the tensors fit the layers of ``base``.
+        """Raise a ValueError unless the tensors fit the layers of ``base``.
 
         Args:
             name (str): Of the expert, for the message.
             base (Mapping[str, Tensor]): The backbone's tensors by name.
             adapts (bool, optional): Whether it must adapt a layer, or must
                 not; None allows both. Defaults to True.
-
-        Raises:
-            ValueError: If a layer does not exist or has another shape, or
-                the adapter is empty or should be.
         """
         shapes = {k: v.shape for k, v in base.items()}
         wrong = [k for k, v in self.norm.items() if shapes.get(k) != v.shape]
@@ -120,47 +115,22 @@ class Adapter:
 
 
 def lora_delta(down: Tensor, up: Tensor) -> Tensor:
-    """``B A`` of LoRA (arXiv 2106.09685, eq. 3) in the weight's shape.
+    """``B A`` of LoRA (arXiv 2106.09685, eq. 3), (O, I) or (O, I, K, K).
 
     Args:
         down (Tensor): A, (R, I) or (R, I, K, K).
         up (Tensor): B, (O, R) or (O, R, 1, 1).
-
-    Returns:
-        Tensor: (O, I) or (O, I, K, K).
     """
     delta = up.flatten(1) @ down.flatten(1)
     return delta.view(up.shape[0], *down.shape[1:])
 
 
-def merge_adapters(base: Mapping[str, Tensor],
-                   mixture: Mixture) -> Dict[str, Tensor]:
-    """``W + sum_i w_i s_i B_i A_i`` for each adapted layer.
-
-    Norm parameters and statistics are averaged with the same weights, an
-    expert that owns none counting as the base.
-
-    Args:
-        base (Mapping[str, Tensor]): Parameters and buffers of the frozen
-            backbone by name; never written to.
-        mixture (Sequence[tuple[float, Adapter]]): Weights, which sum to 1,
-            and adapters.
-
-    Returns:
-        dict[str, Tensor]: Only the entries that differ from the base, for
-        :meth:`TensorSlots.holding`.
-    """
-    stack = AdapterStack([adapter for _, adapter in mixture])
-    return stack.merge(base, [weight for weight, _ in mixture])
-
-
 class AdapterStack:
     """The factors of several adapters side by side.
 
-    ``sum_i w_i s_i B_i A_i`` is one product, ``[w_1 s_1 B_1 ...] [A_1; ...]``,
-    so that a mixture costs each layer one matrix product and one pass over
-    its weight, not one per expert. The factors keep their place while the
-    weights of SemLA's fusion (arXiv 2503.21780) change from image to image.
+    ``sum_i w_i s_i B_i A_i`` is one product, ``[w_1 s_1 B_1 ...] [A_1; ...]``:
+    one pass over a layer's weight, not one per expert. The factors keep their
+    place while the weights ``w`` change from image to image.
 
     Args:
         adapters (Sequence[Adapter]): Of one backbone. Ranks may differ, and
@@ -180,8 +150,8 @@ class AdapterStack:
                     downs.append(_wide(down.flatten(1)))
                     ups.append(_wide(up.flatten(1)))
                     owners += [index] * len(down)
-            self._factors[target] = (_cat(downs, 0), _cat(ups,
-                                                          1), tuple(owners))
+            factors = _joined(downs, 0), _joined(ups, 1), tuple(owners)
+            self._factors[target] = factors
 
     def num_bytes(self) -> int:
         """Memory that the copies take."""
@@ -206,7 +176,21 @@ class AdapterStack:
 
     def merge(self, base: Mapping[str, Tensor],
               weights: Sequence[float]) -> Dict[str, Tensor]:
-        """Weights of a mixture, see :func:`merge_adapters`."""
+        """``W + sum_i w_i s_i B_i A_i`` for each adapted layer.
+
+        Norm parameters and statistics are averaged with the same weights, an
+        expert that owns none counting as the base.
+
+        Args:
+            base (Mapping[str, Tensor]): Parameters and buffers of the frozen
+                backbone by name; never written to.
+            weights (Sequence[float]): Of the adapters, in their order, of
+                sum 1.
+
+        Returns:
+            dict[str, Tensor]: Only the entries that differ from the base,
+            for :meth:`TensorSlots.holding`.
+        """
         merged = self._norms.mean(base, weights)
         for target, down, up in self.weighted(weights):
             # a clone keeps the strides, by which convolutions choose their
@@ -226,8 +210,11 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _cat(factors: Sequence[Tensor], dim: int) -> Tensor:
-    return factors[0] if len(factors) == 1 else torch.cat(list(factors), dim)
+def _joined(factors: Sequence[Tensor], dim: int) -> Tensor:
+    """Side by side on the first one's device; a single one is not copied."""
+    if len(factors) == 1:
+        return factors[0]
+    return torch.cat([f.to(factors[0].device) for f in factors], dim)
 
 
 class NormStack:
@@ -241,11 +228,7 @@ class NormStack:
     """
 
     def __init__(self, norms: Sequence[Mapping[str, Tensor]]) -> None:
-        self._first = {
-            k: v
-            for norm in reversed(norms)
-            for k, v in norm.items()
-        }
+        self._first = dict(ChainMap(*map(dict, norms)))
         # a single expert's are taken as they are, and counts are no quantity
         self._owners = {
             k: [k in norm for norm in norms]
@@ -295,46 +278,33 @@ class NormStack:
 
 def mix_norm(base: Mapping[str, Tensor],
              mixture: Mixture) -> Dict[str, Tensor]:
-    """Weighted mean of owned norm tensors; see :func:`merge_adapters`."""
+    """Weighted mean of owned norm tensors, see :meth:`NormStack.mean`."""
     stack = NormStack([adapter.norm for _, adapter in mixture])
     return stack.mean(base, [weight for weight, _ in mixture])
 
 
 def concatenate_adapters(mixture: Mixture) -> Adapter:
-    """One adapter that is a weighted sum of others, ``sum_i w_i s_i B_i A_i``.
+    """The adapter that is exactly the sum ``sum_i w_i s_i B_i A_i``.
 
-    The rank is the sum of the ranks and nothing is lost; layers that not all
-    adapt are filled with zeros. Norm layers are left out.
-
-    Args:
-        mixture (Sequence[tuple[float, Adapter]]): Weights, and adapters of
-            one backbone.
-
-    Returns:
-        Adapter: Of scaling 1.
+    Its rank is the sum of the ranks, filled with zeros in layers that not all
+    adapt. It has scaling 1 and no norm layers.
     """
     stack = AdapterStack([adapter for _, adapter in mixture])
     rank = sum(max(a.ranks(), default=0) for _, a in mixture)
     like = {k: v for _, a in reversed(mixture) for k, v in a.lora.items()}
     lora: Dict[str, Tensor] = {}
     for target, down, up in stack.weighted([weight for weight, _ in mixture]):
-        keys = [f'{target}.lora_{x}.weight' for x in 'AB']
-        shapes = ((rank, *like[keys[0]].shape[1:]), (len(up), rank,
-                                                     *like[keys[1]].shape[2:]))
-        padded = (F.pad(down, (0, 0, 0, rank - len(down))),
-                  F.pad(up, (0, rank - len(down))))
-        for key, shape, value in zip(keys, shapes, padded):
-            lora[key] = value.view(shape).to(like[key])
+        a, b = (like[f'{target}.lora_{x}.weight'] for x in 'AB')
+        missing = rank - len(down)
+        down, up = F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing))
+        lora[f'{target}.lora_A.weight'] = down.view(rank, *a.shape[1:]).to(a)
+        lora[f'{target}.lora_B.weight'] = up.view(len(up), rank,
+                                                  *b.shape[2:]).to(b)
     return Adapter(lora, {}, 1.0)
 
 
 class Residual(NamedTuple):
-    """Frobenius norms of an update of the weights, and of what was cut off.
-
-    Args:
-        lost (float): Norm of the part that is gone.
-        whole (float): Norm of the update before.
-    """
+    """Frobenius norms of what was cut off an update, and of the update."""
     lost: float
     whole: float
 
@@ -352,18 +322,11 @@ def total_residual(residuals: Mapping[str, Residual]) -> Residual:
 
 def cut_adapter(adapter: Adapter,
                 rank: int) -> Tuple[Adapter, Dict[str, Residual]]:
-    """The nearest adapter of a lower rank, by singular values.
+    """The nearest adapter of a lower rank, and what each layer lost.
 
     No other of this rank is nearer in Frobenius norm (Eckart and Young,
     1936). The update is never built: QR of both factors leaves a small core
-    to decompose.
-
-    Args:
-        adapter (Adapter): Its norm layers are left out.
-        rank (int): Of the result.
-
-    Returns:
-        tuple: An adapter of scaling 1, and what each layer lost.
+    to decompose. The result has scaling 1 and no norm layers.
     """
     lora: Dict[str, Tensor] = {}
     residuals = {}
@@ -392,16 +355,13 @@ def fused_adapter(mixture: Mixture, base: Mapping[str, Tensor],
 
     Where the sum has a lower rank than that, the rest starts as LoRA does
     (arXiv 2106.09685): B is zero and A is drawn, so that it can be trained.
+    A single adapter is copied.
 
     Args:
         mixture (Sequence[tuple[float, Adapter]]): Weights, of sum 1, and
-            adapters of one backbone with the config's rank and scaling.
+            adapters with the config's rank and scaling.
         base (Mapping[str, Tensor]): The backbone's tensors by name.
         config (Mapping): Of :func:`check_lora_config`.
-
-    Returns:
-        Adapter: Of a single one a copy; else its owned norm tensors are the
-        weighted means.
     """
     if len(mixture) == 1:
         return mixture[0][1].clone()

@@ -231,7 +231,7 @@ class AdapterLibrary:
 
     def merged(self, mixture: Mapping[str, float],
                base: Mapping[str, Tensor]) -> TensorDict:
-        """Weights of a mixture of experts, see :func:`merge_adapters`.
+        """Weights of a mixture of experts, see :meth:`AdapterStack.merge`.
 
         Args:
             mixture (Mapping[str, float]): Weight of each expert.

@@ -40,8 +40,7 @@ def accept_stock_keys(module: nn.Module, state_dict: Dict[str, Tensor],
                       prefix: str, *args: Any) -> None:
     """Let a checkpoint of the bare backbone load into its wrapper.
 
-    A pre-hook of ``load_state_dict``; ``module`` keeps the bare backbone as
-    ``module.backbone``.
+    A pre-hook of ``load_state_dict``.
     """
     mine = [k for k in state_dict if k.startswith(prefix)]
     own = f'{prefix}backbone.'
@@ -74,18 +73,17 @@ def pretrained_checkpoint(backbone: nn.Module) -> Optional[str]:
 
 @contextlib.contextmanager
 def checked_loading(backbone: nn.Module) -> Iterator[None]:
-    """Watch a backbone take its pretrained weights.
+    """Let a backbone take its pretrained weights, all of them, and no more.
 
-    mmengine loads leniently, so that a checkpoint of another network, or of
-    another size of it, goes through with a warning; and it runs a pickle that
-    holds more than weights. Inside the block neither happens.
+    mmengine loads leniently: a checkpoint of another network, or of another
+    size of it, goes through with a warning.
 
     Args:
         backbone (nn.Module): Whose ``init_weights`` runs inside the block.
 
     Raises:
-        ValueError: If a configured checkpoint leaves weights unset, is no
-            file of weights, or is broken.
+        ValueError: If a configured checkpoint leaves weights unset, or see
+            :func:`weights_only`.
     """
     unset: List[str] = []
 
@@ -122,8 +120,7 @@ def weights_only(name: str = 'a checkpoint of the config') -> Iterator[None]:
 
     A ``.pth`` is a pickle, and unpickling one runs what its author likes.
     mmengine tries torch's ``weights_only=True`` and, where that fails, runs
-    it all the same; for downloads it does not even try. torch's own switch
-    stops both.
+    it all the same; for downloads it does not even try.
 
     Args:
         name (str): What is read, for the message.
@@ -136,17 +133,14 @@ def weights_only(name: str = 'a checkpoint of the config') -> Iterator[None]:
     try:
         with torch.serialization.safe_globals(get_torch_safe_globals()):
             yield
-    except UnpicklingError as error:
-        raise ValueError(
-            f'{name} is no file of weights, or holds more than weights; '
-            'reading it would run code that it brings. If you trust it, load '
-            "it with torch and save its 'state_dict' alone. torch says: "
-            f'{error}') from error
-    except (EOFError, RuntimeError) as error:
+    except (UnpicklingError, EOFError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and _BROKEN not in str(error):
             raise
-        raise ValueError(f'{name} is broken ({error}): copy or download it '
-                         'again.') from error
+        raise ValueError(
+            f'{name} is broken, or holds more than weights, and reading it '
+            'would run code that it brings. Copy or download it again; or, if '
+            "you trust it, load it with torch and save its 'state_dict' alone."
+            f' torch says: {error}') from error
     finally:
         if previous is None:
             del os.environ[_SWITCH]
@@ -155,12 +149,7 @@ def weights_only(name: str = 'a checkpoint of the config') -> Iterator[None]:
 
 
 def hold_statistics(backbone: nn.Module, owned: Iterable[nn.Module]) -> None:
-    """Put every norm layer that no expert owns into eval mode.
-
-    Args:
-        backbone (nn.Module): Whose norm layers are meant.
-        owned (Iterable[nn.Module]): Norm layers that train.
-    """
+    """Put every norm layer into eval mode but those that are ``owned``."""
     kept = {id(module) for module in owned}
     for module in backbone.modules():
         if is_norm(module) and id(module) not in kept:

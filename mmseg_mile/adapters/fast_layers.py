@@ -126,9 +126,9 @@ class LoRAPointwiseConv2d(LoRALayer):
         images, _, height, width = x.shape
         if not x.is_contiguous() and x.is_contiguous(
                 memory_format=torch.channels_last):
-            y = self._product(x, _ROWS, _pixel_rows)
+            y = self._product(x, _ROWS, lambda x: _rows(x.permute(0, 2, 3, 1)))
             return y.view(images, height, width, -1).permute(0, 3, 1, 2)
-        y = self._product(x, _COLUMNS, _pixel_columns)
+        y = self._product(x, _COLUMNS, lambda x: x.flatten(2))
         return y.unflatten(2, (height, width))
 
 
@@ -144,16 +144,6 @@ class LoRAConv2d(LoRALayer):
 def _rows(x: Tensor) -> Tensor:
     """From (..., I) to (N, I)."""
     return x.reshape(-1, x.shape[-1])
-
-
-def _pixel_rows(x: Tensor) -> Tensor:
-    """From (B, I, H, W) to (N, I)."""
-    return _rows(x.permute(0, 2, 3, 1))
-
-
-def _pixel_columns(x: Tensor) -> Tensor:
-    """From (B, I, H, W) to (B, I, L)."""
-    return x.flatten(2)
 
 
 def lora_layer(layer: LoraLayer, adapter: str) -> LoRALayer:

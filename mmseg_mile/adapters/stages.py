@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import (Any, Callable, Dict, Iterator, List, Optional, Sequence,
+                    Tuple)
 
 import torch
 from torch import Size, Tensor, nn
 
-from .targets import probe_images
+from .targets import probe_calls, probe_images
 
 # Shape legend: B images, C channels, H x W image, h x w map, L tokens
 
@@ -37,13 +38,15 @@ class EarlyStages:
     def __init__(self, backbone: nn.Module, num_outputs: int) -> None:
         self._backbone = backbone
         self._num_outputs = num_outputs
-        self._sources: List[Tuple[nn.Module, Arrange]] = []
         probe = probe_images(backbone, 1, side=64)
+        *calls, (_, _, whole) = probe_calls(backbone, probe)
+        outputs = _listed(whole)[:num_outputs]
+        self._sources = _find_sources(calls, outputs, probe.shape)
         with torch.no_grad():
-            self._find_sources(probe)
-            whole, early = self._whole(probe), self(probe)
-        if not all(map(torch.equal, whole, early)):
-            self._sources = []
+            # all sources give tensors
+            if self._sources and not all(
+                    map(torch.equal, self(probe), outputs)):
+                self._sources = []
 
     def __call__(self, x: Tensor) -> List[Tensor]:
         """Outputs of (B, C, H, W) images, the first ``num_outputs``."""
@@ -62,39 +65,32 @@ class EarlyStages:
             for index, (module, arrange) in enumerate(self._sources)
         ]
         try:
-            return self._whole(x)
+            return _listed(self._backbone(x))[:self._num_outputs]
         except _Complete:
             return [found[index] for index in range(self._num_outputs)]
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _whole(self, x: Tensor) -> List[Any]:
-        outputs: Any = self._backbone(x)
-        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        return outputs[:self._num_outputs]
 
-    def _find_sources(self, probe: Tensor) -> None:
-        calls: List[Tuple[nn.Module, Any]] = []
-        handles = [
-            module.register_forward_hook(
-                lambda module, _, output: calls.append((module, output)))
-            for module in self._backbone.modules()
-            if module is not self._backbone
-        ]
-        try:
-            outputs = self._whole(probe)
-        finally:
-            for handle in handles:
-                handle.remove()
-        count = Counter(module for module, _ in calls)
-        for wanted in outputs:
-            # the last call that gave it: a block may write to its input
-            for module, output in reversed(calls):
-                arrange = _arrangement(output, wanted, probe.shape)
-                if arrange is not None and count[module] == 1:
-                    self._sources.append((module, arrange))
-                    break
+def _listed(outputs: Any) -> List[Any]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _find_sources(calls: Sequence[Tuple[str, nn.Module,
+                                        Any]], outputs: Sequence[Any],
+                  image: Size) -> List[Tuple[nn.Module, Arrange]]:
+    """The module that gives each output; [] unless there is one for all."""
+    count = Counter(module for _, module, _ in calls)
+    sources = []
+    for wanted in outputs:
+        # the last call that gave it: a block may write to its input
+        for _, module, output in reversed(calls):
+            arrange = _arrangement(output, wanted, image)
+            if arrange is not None and count[module] == 1:
+                sources.append((module, arrange))
+                break
+    return sources if len(sources) == len(outputs) else []
 
 
 def _arrangement(output: Any, wanted: Any, image: Size) -> Optional[Arrange]:
