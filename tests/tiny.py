@@ -359,8 +359,7 @@ def model_config(kind: str) -> dict[str, Any]:
     config['backbone'].update(base_training='none')
     config['init_from'] = 'base'
     if kind == 'mit':
-        config['backbone'].update(
-            backbone=dict(TINY_MIT), train_norm=False, executor='merged')
+        config['backbone'].update(backbone=dict(TINY_MIT), train_norm=False)
         config['decode_head']['in_channels'] = [8, 16, 16, 32]
     return Config(dict(model=config)).model
 

@@ -12,8 +12,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from torch import Tensor
 
-from mmseg_mile.adapters.adapter import (Adapter, Residual, cut_adapter,
-                                         join_adapters, mix_norm)
+from mmseg_mile.adapters.adapter import (Adapter, Residual,
+                                         concatenate_adapters, cut_adapter,
+                                         mix_norm)
 from mmseg_mile.adapters.base_weights import (adapter_of, check_base,
                                               fingerprint, weights_checksum)
 from mmseg_mile.gates.prototypes import merge_prototypes
@@ -466,7 +467,7 @@ def _merged_adapter(store: ExpertStore, experts: Dict[str, Expert],
     base = unpack_base(store.load_base()[0])
     mixture = [(merged.weights[name], adapter_of(expert, base))
                for name, expert in experts.items()]
-    adapter = join_adapters(mixture)
+    adapter = concatenate_adapters(mixture)
     ranks = {len(v) for k, v in adapter.lora.items() if '.lora_A' in k}
     if not ranks:
         raise ValueError(f'none of {list(experts)} has an adapter: there is '

@@ -191,7 +191,7 @@ class PeftAllFused(Fusing, Contender):
         self._stock.decode_head.load_state_dict(
             model.heads.fused_state(mixture), assign=True)
         adapters = [(w, model.backbone.experts[n]) for n, w in mixture.items()]
-        norm = mix_norm(model.backbone.execution.tensors, adapters)
+        norm = mix_norm(model.backbone.tensors, adapters)
         try:
             with self._norms.holding(norm):
                 return self._stock.predict(image, blank_samples(image))
