@@ -8,6 +8,7 @@ import inspect
 import io
 import math
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import (Any, Dict, List, Mapping, NamedTuple, Optional, Sequence,
@@ -349,12 +350,12 @@ def load_to_export(
     shared = found[0] if all(p == found[0] for p in found) else None
     # the mixture is given: weights of gate and embedder are not asked for
     if 'gate' in cfg.model:
-        cfg.model.update(
-            gate=dict(type='OracleGate'),
-            embedder=dict(type='FeatureStatisticsEmbedder', stages=(0, )),
-            ood_policy='nearest',
-            child_averaging=None)
-    cfg.model.update(predict_dtype='float32', keep_logits=True)
+        # assigned, as `update` merges into what is there
+        cfg.model.gate = dict(type='OracleGate')
+        cfg.model.embedder = dict(
+            type='FeatureStatisticsEmbedder', stages=(0, ))
+        cfg.model.ood_policy, cfg.model.child_averaging = 'nearest', None
+    cfg.model.predict_dtype, cfg.model.keep_logits = 'float32', True
     model: Any = build_model(cfg, store, opened, 'cpu')
     return model, stock_config(cfg.model, model, mixture,
                                pipelines.get(expert, shared))
@@ -465,15 +466,12 @@ class _MixtureGate(BaseGate):
 
     def __init__(self, mixture: Mapping[str, float]) -> None:
         super().__init__()
-        self._mixture = dict(mixture)
+        self._weights = torch.tensor(list(mixture.values()))
         for name in mixture:
             self.fit(name, None)
 
     def route(self, embeddings: Optional[Tensor],
               tasks: Sequence[Optional[str]]) -> Routing:
         """See :meth:`BaseGate.route`."""
-        row = torch.tensor(list(self._mixture.values()))
-        weights = row.expand(len(tasks), -1)
-        return Routing(self.expert_names, weights,
-                       torch.full(weights.shape, torch.nan),
-                       torch.zeros(len(tasks), dtype=torch.bool))
+        routing = self._one_hot([self.expert_names[0]] * len(tasks))
+        return replace(routing, weights=self._weights.expand(len(tasks), -1))

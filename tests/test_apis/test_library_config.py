@@ -9,8 +9,7 @@ import pytest
 from mmengine.config import Config
 
 from mmseg_mile.apis.library_model import (check_types, import_custom_modules,
-                                           library_config, loading_ways,
-                                           model_to_load, read_config)
+                                           library_config, read_config)
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
@@ -95,31 +94,6 @@ def test_first_config_that_there_is():
 def test_no_config_at_all_names_the_experts():
     with pytest.raises(ValueError, match="'merged'.* as config"):
         library_config([expert('merged', merged_from=[])])
-
-
-def test_each_expert_has_the_way_of_its_own_run():
-    ways = loading_ways([
-        expert('noon', stream('day', (2, 1)), trained_as='day'),
-        expert('merged', merged_from=[]),
-        expert('fog', stream('fog', (4, 3)))
-    ])
-    assert {name: steps[1]['scale']
-            for name, steps in ways.items()} == dict(
-                noon=(2, 1), fog=(4, 3))  # yapf: disable
-    assert [s['type'] for s in ways['fog']] == ['LoadImageFromFile', 'Resize']
-
-
-def test_model_asks_for_no_weights_and_the_config_stays():
-    cfg = Config(
-        dict(
-            model=dict(
-                pretrained='a.pth',
-                backbone=dict(
-                    depth=1, backbone=dict(init_cfg=dict(type='Pretrained'))),
-                heads=[dict(init_cfg=dict(type='Normal'), channels=2)])))
-    assert model_to_load(cfg) == dict(
-        backbone=dict(depth=1, backbone=dict()), heads=[dict(channels=2)])
-    assert cfg.model.pretrained == 'a.pth'
 
 
 def test_modules_of_the_config_are_imported(tmp_path, monkeypatch):
