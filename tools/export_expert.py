@@ -80,7 +80,8 @@ def main() -> None:
     experts = list(made.mixture)[0] if len(made.mixture) == 1 else ' + '.join(
         f'{weight:.4g} {name}' for name, weight in made.mixture.items())
     print(f'{experts}: {" and ".join(map(str, made.files))}')
-    print(f'compared with our model, {made.difference}')
+    print('logits are those of our model, within '
+          f'{args.tolerance:g} of the largest')
     for note in made.notes:
         print(note)
 

@@ -25,7 +25,7 @@ from mmseg.structures import SegDataSample
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import INDEX
 from mmseg_mile.visualization.class_colours import choose_class_colours
-from mmseg_mile.visualization.gallery import NEUTRAL, UNFAMILIAR, Caption
+from mmseg_mile.visualization.gallery import UNFAMILIAR, Caption
 from mmseg_mile.visualization.overlay import OPACITY, draw_overlay
 from .images import ImageSource, Source, VideoFile, check_images, list_sources
 from .library_model import (build_model, change_config, choose_pipeline,
@@ -248,18 +248,17 @@ class MILEInferencer:
             (list(self.colours), list(self.colours.values())),
             (prediction.classes, prediction.palette)
         ])
-        colour = UNFAMILIAR if prediction.ood else NEUTRAL
-        every = self.cfg.model.get('vocabulary') or list(self.colours)
-        return draw_overlay(
-            prediction.image(),
-            prediction.labels,
-            prediction.classes,
-            colours, [
-                Caption(prediction.title, colour, bold=True),
-                Caption(prediction.note, colour)
-            ],
-            opacity,
-            legend=every if fixed_legend else None)
+        style = dict(colour=UNFAMILIAR) if prediction.ood else {}
+        captions = [
+            Caption(prediction.title, bold=True, **style),
+            Caption(prediction.note, **style)
+        ]
+        legend = None
+        if fixed_legend:
+            legend = self.cfg.model.get('vocabulary') or list(self.colours)
+        return draw_overlay(prediction.image(), prediction.labels,
+                            prediction.classes, colours, captions, opacity,
+                            legend)
 
     def _predict(
         self, sources: Sequence[Source], batch_size: int,
@@ -310,10 +309,11 @@ class MILEInferencer:
             ValueError: If it cannot be read; names the file.
         """
         name = str(source.path or source.name)
-        array = source.array
+        is_colour = source.array is not None and source.array.shape[2:] == (
+            3, )
         try:
-            if self._takes_arrays and array is not None and array.ndim == 3:
-                data = self._pipeline(dict(img=array))
+            if self._takes_arrays and is_colour:
+                data = self._pipeline(dict(img=source.array))
             else:
                 with source.file() as path:
                     data = self._pipeline(dict(img_path=str(path)))

@@ -259,7 +259,7 @@ def open_onnx(path: Path) -> Run:
     return run
 
 
-def supported_sizes(difference: Callable[[Size], Any],
+def supported_sizes(wrong_at: Callable[[Size], str],
                     only: Optional[Size] = None) -> str:
     """Sizes of images for which a graph gives the output of its model.
 
@@ -267,8 +267,8 @@ def supported_sizes(difference: Callable[[Size], Any],
     was written at, where the model decides by the size what to do.
 
     Args:
-        difference (Callable): Compares graph and model on a single image of
-            an H, W, and gives what is wrong, or None.
+        wrong_at (Callable): Compares graph and model on a single image of an
+            H, W, and says what is wrong, '' for nothing.
         only (tuple[int, int], optional): H, W that the graph was written
             for. Defaults to None: sizes were left open.
 
@@ -279,16 +279,16 @@ def supported_sizes(difference: Callable[[Size], Any],
         ValueError: If it is wrong for another number of images, or another
             size of multiples of 32.
     """
-    wrong = difference(only or SIZE)
+    wrong = wrong_at(only or SIZE)
     if wrong:
         raise ValueError(f'the ONNX graph is wrong for a single image: {wrong}'
                          '. This model cannot be exported')
     if only:
         return '{} x {} pixels'.format(*only)
-    wrong = difference((SIZE[0] + _STRIDE, SIZE[1] - _STRIDE))
+    wrong = wrong_at((SIZE[0] + _STRIDE, SIZE[1] - _STRIDE))
     if wrong:
         raise ValueError(f'the ONNX graph is right at one size alone: {wrong}'
                          '. Write it for the size that you need: --size H W')
-    if difference(_ODD_SIZE):
+    if wrong_at(_ODD_SIZE):
         return f'height and width multiples of {_STRIDE}'
     return 'any size'

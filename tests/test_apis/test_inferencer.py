@@ -116,8 +116,8 @@ def test_arrays_are_bgr_unless_said_otherwise(build, made):
     assert swapped.distances != from_file.distances
     np.testing.assert_array_equal(rgb.image(), array[:, :, ::-1])
     # grey images become colour ones, as from a file
-    grey, = inferencer(array[:, :, 0])['predictions']
-    assert grey.labels.shape == (48, 64)
+    grey = inferencer([array[:, :, 0], array[:, :, :1]])['predictions']
+    np.testing.assert_array_equal(grey[0].labels, grey[1].labels)
 
 
 def test_forced_expert_is_the_models_forced_expert(build, predict, made):
