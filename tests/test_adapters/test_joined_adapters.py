@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_mile.adapters.adapter import (Adapter, Residual, cut_adapter,
-                                         concatenate_adapters, lora_delta,
-                                         total_residual)
+from mmseg_mile.adapters.adapter import (Adapter, Residual,
+                                         concatenate_adapters, cut_adapter,
+                                         lora_delta, total_residual)
 
 
 def adapter(rank, scaling, layers=('fc', 'conv')):

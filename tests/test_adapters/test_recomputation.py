@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmseg.models.backbones.mit import MixFFN
-from mmseg_mile.adapters.fast_layers import (RecomputedGELU,
-                                             can_recompute, origin_of)
+from mmseg_mile.adapters.fast_layers import (RecomputedGELU, can_recompute,
+                                             origin_of)
 from mmseg_mile.adapters.injection import LoRAInjection
 
 LORA = dict(r=2, lora_alpha=4, lora_dropout=0.0, use_rslora=False)

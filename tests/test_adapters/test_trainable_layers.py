@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # yapf: disable
-from mmseg_mile.adapters.fast_layers import (LoRAConv2d, LoRALayer,
-                                             LoRALinear,
-                                             LoRALayer,
-                                             LoRAPointwiseConv2d,
-                                             lora_layer)
+from mmseg_mile.adapters.fast_layers import (LoRAConv2d, LoRALayer, LoRALinear,
+                                             LoRAPointwiseConv2d, lora_layer)
 
 # yapf: enable
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config of a library, and the ways of loading images."""
+"""The config of a library, and the pipelines of loading images."""
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 
-from mmseg_mile.apis.library_model import (library_config, loading_ways,
-                                           model_to_load)
+from mmseg_mile.apis.library_model import library_config, read_pipelines
 from mmseg_mile.library.stored_config import to_json
 
 
@@ -42,26 +41,14 @@ def test_no_config_at_all_names_the_experts():
         library_config([expert('merged', merged_from=[])])
 
 
-def test_each_expert_has_the_way_of_its_own_run():
-    ways = loading_ways([
+def test_each_expert_has_the_pipeline_of_its_own_run():
+    pipelines = read_pipelines([
         expert('noon', stream('day', (2, 1)), task='day'),
         expert('merged', merged_from=[]),
         expert('fog', stream('fog', (4, 3)))
     ])
     assert {name: steps[1]['scale']
-            for name, steps in ways.items()} == dict(
+            for name, steps in pipelines.items()} == dict(
                 noon=(2, 1), fog=(4, 3))  # yapf: disable
-    assert [s['type'] for s in ways['fog']] == ['LoadImageFromFile', 'Resize']
-
-
-def test_model_asks_for_no_weights_and_the_config_stays():
-    cfg = Config(
-        dict(
-            model=dict(
-                pretrained='a.pth',
-                backbone=dict(
-                    depth=1, backbone=dict(init_cfg=dict(type='Pretrained'))),
-                heads=[dict(init_cfg=dict(type='Normal'), channels=2)])))
-    assert model_to_load(cfg) == dict(
-        backbone=dict(depth=1, backbone=dict()), heads=[dict(channels=2)])
-    assert cfg.model.pretrained == 'a.pth'
+    assert [s['type']
+            for s in pipelines['fog']] == ['LoadImageFromFile', 'Resize']
