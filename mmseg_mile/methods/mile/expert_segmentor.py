@@ -252,11 +252,6 @@ class ExpertSegmentor(ContinualSegmentor):
             copy_matching(head, self.heads.fused_state(source), task.classes,
                           self.heads.labels(heaviest(source)).classes)
         # not before the new head is drawn: reading a head may build a module
-        self.lineage.begin(
-            task.name,
-            {n: weights_checksum(self._weights(n))
-             for n in source or ()})
-        # not before the new head is drawn: reading a head may build a module
         self.origins[task.name] = dict(started_from={
             n: weights_checksum(self._weights(n))
             for n in source
@@ -444,8 +439,8 @@ class ExpertSegmentor(ContinualSegmentor):
             for start in range(0, len(indices), most):
                 part = indices[start:start + most]
                 images = inputs if len(part) == len(samples) else inputs[part]
-                self._predict_alike(images, [samples[i] for i in part],
-                                    dict(shares), expert, late)
+                self.predict_mixture(images, [samples[i] for i in part],
+                                     dict(shares), expert, late)
         return samples
 
     def _routing_info(self, routing: Routing, index: int) -> Dict[str, Any]:
@@ -476,14 +471,26 @@ class ExpertSegmentor(ContinualSegmentor):
             return first
         return routing.top_expert(index)
 
-    def _predict_alike(self, inputs: Tensor, samples: list,
-                       mixture: Mapping[str, float], head_expert: str,
-                       late: bool) -> None:
-        """Predict images with one mixture, {} for the base with one head.
+    def predict_mixture(self,
+                        inputs: Tensor,
+                        samples: list,
+                        mixture: Mapping[str, float],
+                        head_expert: str,
+                        late: bool = False,
+                        fuse_heads: bool = True) -> None:
+        """Predict images with one mixture of experts.
 
-        Late: ``p = sum_i w_i softmax(z_i)`` over the experts that share the
-        classes of the heaviest one, at the resolution of the head; ``log p``
-        stands for the logits.
+        Args:
+            inputs (Tensor): (n, C, H, W), normalised.
+            samples (list[SegDataSample]): Of the n images; get the result.
+            mixture (Mapping[str, float]): Weights of sum 1; {} for the base.
+            head_expert (str): Whose head the base gets.
+            late (bool): Whether each expert predicts alone: ``p = sum_i w_i
+                softmax(z_i)`` over those that share the classes of the
+                heaviest one, at the resolution of the head; ``log p`` stands
+                for the logits. Defaults to False.
+            fuse_heads (bool): Whether heads are averaged, instead of taking
+                that of ``head_expert``. Defaults to True.
         """
         metas = [sample.metainfo for sample in samples]
         average: Any = 0
@@ -493,7 +500,8 @@ class ExpertSegmentor(ContinualSegmentor):
             with self.backbone.using(name), self.decoding_with(head):
                 average += weight * _probabilities(
                     self.inference(inputs, metas))
-        head = self.heads.fused(mixture or {head_expert: 1.0}, self.device)
+        heads = mixture if mixture and fuse_heads else {head_expert: 1.0}
+        head = self.heads.fused(heads, self.device)
         with self.backbone.using(mixture), self.decoding_with(head):
             logits = _log(average) if late else self.inference(inputs, metas)
             self.postprocess_result(logits, samples)
