@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Sequence, Union
+from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -48,6 +48,7 @@ class ImageSource:
         if self.path is not None:
             yield self.path
             return
+        assert self.array is not None
         with tempfile.NamedTemporaryFile(suffix='.png') as file:
             cv2.imwrite(file.name, self.array,
                         [cv2.IMWRITE_PNG_COMPRESSION, 1])
@@ -164,7 +165,7 @@ def _find_files(entry: Union[str, Path]) -> List[Path]:
     path = Path(entry)
     if path.is_file():
         return [path]
-    known = IMAGE_SUFFIXES
+    known: Tuple[str, ...] = IMAGE_SUFFIXES
     if path.is_dir():
         found = [
             p for p in path.rglob('*') if not any(

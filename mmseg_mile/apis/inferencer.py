@@ -248,10 +248,10 @@ class MILEInferencer:
             (list(self.colours), list(self.colours.values())),
             (prediction.classes, prediction.palette)
         ])
-        style = dict(colour=UNFAMILIAR) if prediction.ood else {}
         captions = [
-            Caption(prediction.title, bold=True, **style),
-            Caption(prediction.note, **style)
+            Caption(prediction.title, bold=True),
+            Caption(prediction.note, UNFAMILIAR)
+            if prediction.ood else Caption(prediction.note)
         ]
         legend = None
         if fixed_legend:

@@ -14,8 +14,7 @@ from tiny import label_map, loop_predictions
 
 from mmseg_mile.apis.images import VideoFile
 from mmseg_mile.apis.inferencer import MILEInferencer, infer_images
-from mmseg_mile.library.edits import rename_expert
-from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.edits import merge_experts
 
 # red throughout, as no domain is
 STRANGE = np.full((48, 64, 3), (0, 0, 255), np.uint8)
@@ -189,18 +188,6 @@ def test_broken_image_stops_before_anything_is_predicted(
         inferencer(folder)
 
 
-def test_stream_gives_what_came_before_the_broken_image(build, made, tmp_path):
-    folder = shutil.copytree(made.images(), tmp_path / 'in')
-    # a whole header, so that only decoding shows it
-    whole = (folder / '2.png').read_bytes()
-    (folder / '2.png').write_bytes(whole[:40])
-    names = []
-    with pytest.raises(ValueError, match='2.png cannot be read'):
-        for prediction in build().stream(folder, batch_size=3):
-            names.append(prediction.name)
-    assert names == ['0.png', '1.png']
-
-
 def test_nothing_is_read_before_it_is_needed(build, made, tmp_path):
     folder = shutil.copytree(made.images(), tmp_path / 'in')
     found = build().stream(folder)
@@ -215,41 +202,16 @@ def test_progress_is_shown(build, made, capsys):
     assert 'Inference' in capsys.readouterr().out
 
 
-def test_renamed_expert_is_loaded_as_it_was_trained(predict, made, tmp_path):
+def test_library_without_a_config_asks_for_one(build, predict, made, tmp_path):
     root = shutil.copytree(made.root, tmp_path / 'library')
-    rename_expert(root, 'day', 'noon')
-    found = predict(made.images(), library=root, expert='noon')
-    assert {p.expert for p in found} == {'noon'}
-
-
-@pytest.fixture
-def silent(made, tmp_path):
-    """A library whose experts have no config, as imported ones."""
-    store = ExpertStore(tmp_path / 'silent')
-    source = ExpertStore(made.root)
-    store.save_base(*source.load_base())
-    for expert in source.open(source.names):
-        whole = expert.load()
-        whole.provenance = dict(imported_from='somewhere')
-        store.save(whole)
-    return store
-
-
-def test_library_without_a_config_asks_for_one(build, predict, made, silent):
+    merge_experts(root, ['day'], 'merged')
     with pytest.raises(ValueError, match='as config'):
-        build(silent.root)
-    found = predict(made.images(), library=silent.root, config=made.cfg)
-    assert_as_in_the_loop(found, made.as_in_the_loop('day'))
+        build(root, experts=['merged'])
+    found = predict(
+        made.images(), library=root, experts=['merged'], config=made.cfg)
+    assert {p.expert for p in found} == {'merged'}
     # the user's config stays as it was
     assert 'init_cfg' in made.cfg.model.backbone.backbone
-
-
-def test_config_of_the_next_expert_is_taken(predict, made, silent):
-    night, = ExpertStore(made.root).open(['night'])
-    silent.save(night.load())
-    assert 'config' not in silent.open(['day'])[0].provenance
-    found = predict(made.images(), library=silent.root)
-    assert_as_in_the_loop(found, made.as_in_the_loop('day'))
 
 
 def test_settings_tell_what_decides_on_predictions(build):
@@ -279,9 +241,13 @@ def test_what_cannot_work_is_refused(build, options, match):
         build(**options)
 
 
-def test_folder_without_a_library_is_refused(build, tmp_path):
+def test_bad_argument_of_a_call_is_refused(build, made, tmp_path):
     with pytest.raises(ValueError, match='is no library'):
         build(tmp_path)
+    with pytest.raises(ValueError, match='batch_size must be >= 1'):
+        build().stream(made.images(), batch_size=0)
+    with pytest.raises(ValueError, match="unknown expert 'noon'"):
+        build().stream(made.images(), expert='noon')
 
 
 def test_config_without_experts_is_refused(build, made):
@@ -297,15 +263,6 @@ def test_config_without_experts_is_refused(build, made):
                 train_cfg=made.cfg.train_cfg.to_dict()))
         with pytest.raises(ValueError, match=f"model.type is '{kind}'"):
             build(config=cfg)
-
-
-@pytest.mark.parametrize('arguments, match', [
-    (dict(batch_size=0), 'batch_size must be >= 1'),
-    (dict(expert='noon'), "unknown expert 'noon'"),
-])
-def test_bad_argument_of_a_call_is_refused(build, made, arguments, match):
-    with pytest.raises(ValueError, match=match):
-        build().stream(made.images(), **arguments)
 
 
 # -- into a folder -------------------------------------------------------
@@ -387,15 +344,6 @@ def test_results_below_the_images_are_no_images(build, images):
     assert infer_images(inferencer, images, out).predicted == 0
     with pytest.raises(ValueError, match='all images lie in'):
         infer_images(inferencer, out / 'labels', out)
-
-
-def test_other_experts_need_another_folder(build, images, tmp_path):
-    infer_images(build(), images, tmp_path / 'out')
-    forced = build(expert='night')
-    with pytest.raises(ValueError, match=r'\(.*expert.*\)'):
-        infer_images(forced, images, tmp_path / 'out')
-    report = infer_images(forced, images, tmp_path / 'out', overwrite=True)
-    assert report.images == dict(night=6)
 
 
 @pytest.mark.parametrize('policy, name', [('abstain', 'no prediction'),
