@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from fabricated_runs import settings_of_run, three_methods, write_run
 
+# yapf: disable
 from mmseg_mile.evaluation.leaderboard import (REFERENCE, Comparison,
                                                Leaderboard, Row, flatten,
                                                markdown, read_leaderboard,
                                                read_runs, tables_of,
                                                write_shown_tables,
                                                write_tables)
+# yapf: enable
 from mmseg_mile.methods.baselines.single_task_segmentor import \
     SingleTaskSegmentor
 
