@@ -205,7 +205,7 @@ def read_leaderboard(roots: Sequence[PathLike],
     Raises:
         ValueError: If a folder does not exist.
     """
-    runs, left_out = read_runs(roots)
+    runs, left_out = _read_runs(roots)
     streams: Dict[Tuple[str, Tuple[str, ...]], List[FinishedRun]] = {}
     for run in runs:
         key = (run.results.stream, tuple(run.results.tasks))
@@ -224,17 +224,9 @@ def read_leaderboard(roots: Sequence[PathLike],
 # -- reading -------------------------------------------------------------
 
 
-def read_runs(
+def _read_runs(
         roots: Sequence[PathLike]) -> Tuple[List[FinishedRun], List[LeftOut]]:
-    """Every run in or below some folders, by name.
-
-    Returns:
-        tuple[list, list]: Finished runs, and those that are not finished or
-        cannot be read.
-
-    Raises:
-        ValueError: If a folder does not exist.
-    """
+    """Finished runs by name, and those that cannot be read."""
     missing = [os.fspath(root) for root in roots if not Path(root).is_dir()]
     if missing or not roots:
         raise ValueError(f'there is no folder {missing}: give the work dirs '
@@ -276,10 +268,10 @@ def _read_run(folder: Path, name: str) -> FinishedRun:
         raise ValueError(f'{results.method}, seed {results.seed}, has '
                          f'finished {done} of {size} tasks')
     settings = read_json(folder / 'settings.json')
-    return FinishedRun(name, results, flatten(settings))
+    return FinishedRun(name, results, _flatten(settings))
 
 
-def flatten(value: Any, name: str = '') -> Dict[str, Any]:
+def _flatten(value: Any, name: str = '') -> Dict[str, Any]:
     """Settings by dotted name.
 
     Items of a list that have names, such as tasks, go by them, so that
@@ -296,7 +288,7 @@ def flatten(value: Any, name: str = '') -> Dict[str, Any]:
         return {name: value}
     found: Dict[str, Any] = {}
     for key, item in pairs:
-        found.update(flatten(item, f'{name}.{key}' if name else str(key)))
+        found.update(_flatten(item, f'{name}.{key}' if name else str(key)))
     return found
 
 
@@ -392,16 +384,16 @@ def _notes(runs: Sequence[FinishedRun]) -> List[str]:
     for what in values(runs[0]):
         users: Dict[str, set] = {}
         for run in runs:
-            users.setdefault(_short(values(run)[what]),
-                             set()).add(run.results.method)
+            value = _short(values(run)[what])
+            users.setdefault(value, set()).add(run.results.method)
+        most = max(sorted(users), key=lambda value: len(users[value]))
+        parts = []
+        for value, names in sorted(users.items()):
+            shown = ', '.join(sorted(names))
+            if value == most and len(names) > _MAX_SHOWN:
+                shown = f'{len(names)} methods'
+            parts.append(f'{value}: {shown}')
         if len(users) > 1:
-            most = max(sorted(users), key=lambda value: len(users[value]))
-            parts = []
-            for value, names in sorted(users.items()):
-                many = value == most and len(names) > _MAX_SHOWN
-                parts.append(f'{value}: ' +
-                             (f'{len(names)} methods' if many else ', '.
-                              join(sorted(names))))
             notes.append(f'Not the same for all: {what} ({"; ".join(parts)}).')
     return notes
 
@@ -423,17 +415,14 @@ def _short(value: Any) -> str:
 
 def _rows(runs: Sequence[FinishedRun], reference: str) -> List[Row]:
     """A row per method, best average first."""
-    base = [
-        run.results.miou['routed'][-1] for run in runs
-        if run.results.method == reference
-    ]
+    methods = _by_method(runs)
+    base = np.full(len(runs[0].results.tasks), np.nan)
+    if reference in methods:
+        alone = [run.results.miou['routed'][-1] for run in methods[reference]]
+        base = np.mean(alone, axis=0)
     rows = []
-    for method, members in _by_method(runs).items():
-        each = [
-            figures_of(run.results,
-                       np.mean(base, axis=0) if base else None)
-            for run in members
-        ]
+    for method, members in methods.items():
+        each = [_figures(run.results, base) for run in members]
         figures = {key: spread([f[key] for f in each]) for key in each[0]}
         setting = members[0].results.setting
         rows.append(Row(method, setting, members, each, figures))
@@ -443,19 +432,13 @@ def _rows(runs: Sequence[FinishedRun], reference: str) -> List[Row]:
     return rows
 
 
-def figures_of(results: StreamResults,
-               reference: Optional[np.ndarray] = None) -> Dict[str, float]:
-    """Every figure of a finished run, by the key of its column.
-
-    Args:
-        results (StreamResults): Of the run.
-        reference (np.ndarray, optional): (T,) mIoU of one model per task;
-            ``delta_m`` is NaN without it. Defaults to None.
-    """
+def _figures(results: StreamResults,
+             reference: np.ndarray) -> Dict[str, float]:
+    """Every figure of a run, against (T,) mIoU of one model per task."""
     cost, last = results.cost, results.miou['routed'][-1]
     found = dict(
         results.scores,
-        delta_m=math.nan if reference is None else delta_m(last, reference),
+        delta_m=delta_m(last, reference),
         gate_accuracy=100 * results.gate_accuracy,
         oracle_miou=average_miou(results.miou['oracle']),
         kept_params=float(cost.kept_params[-1]),

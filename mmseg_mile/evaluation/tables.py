@@ -151,28 +151,24 @@ def cost_table(results: StreamResults) -> str:
         dict.fromkeys(
             key for entry in cost.experts for key in entry
             if key not in ('task', 'bytes')))
+    headings = [part.rpartition('_')[0] for part in parts]
+    headings += ['% of base', 'KiB'] * bool(experts)
     rows = []
     for name, seconds, kept in zip(results.tasks, cost.train_seconds,
-                                   cost.kept_params):
-        cells = ['-'] * (len(parts) + 2) * bool(experts)
-        entry = experts.get(name)
-        if entry:
-            added = sum(
-                entry.get(part, 0) for part in parts
-                if part.endswith('_params'))
+                                   cost.kept_params / 1e6):
+        cells = ['-'] * len(headings)
+        if name in experts:
+            entry = experts[name]
+            added = sum(v for k, v in entry.items() if k.endswith('_params'))
             share = 100 * added / (cost.base_params or math.nan)
             cells = [f'{entry.get(part, 0):,}' for part in parts]
             cells += [_number(share, 2), f'{entry["bytes"] / 1024:,.0f}']
-        values = '-' if math.isnan(kept) else f'{kept / 1e6:.2f} M'
-        rows.append([_short(name), *cells, values, _number(seconds)])
-    size = '-' if cost.base_params is None else f'{cost.base_params:,}'
-    work = '' if cost.macs is None else f', {cost.macs / 1e9:.2f} GMACs an ' \
-        'image'
-    headings = [part.rpartition('_')[0] for part in parts]
-    if experts:
-        headings += ['% of base', 'KiB']
-    return text_table(f'Parameters per task (base: {size}){work}',
-                      ['task', *headings, 'kept', 'train s'], rows)
+        rows.append([_short(name), *cells, _number(kept, 2), _number(seconds)])
+    base = '-' if cost.base_params is None else f'{cost.base_params:,}'
+    macs = math.nan if cost.macs is None else cost.macs / 1e9
+    return text_table(
+        f'Parameters per task (base: {base}), {_number(macs, 2)} GMACs an '
+        'image', ['task', *headings, 'kept (M)', 'train s'], rows)
 
 
 def summary_values(results: StreamResults) -> Dict[str, float]:

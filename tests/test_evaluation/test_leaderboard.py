@@ -10,9 +10,8 @@ import pytest
 from fabricated_runs import settings_of_run, three_methods, write_run
 
 from mmseg_mile.evaluation.leaderboard import (REFERENCE, Comparison,
-                                               Leaderboard, Row, flatten,
-                                               markdown, read_leaderboard,
-                                               read_runs, tables_of,
+                                               Leaderboard, Row, markdown,
+                                               read_leaderboard, tables_of,
                                                write_shown_tables,
                                                write_tables)
 from mmseg_mile.methods.baselines.single_task_segmentor import \
@@ -24,7 +23,11 @@ NAN = math.nan
 
 
 def names(roots: list[Path]) -> list[str]:
-    return [run.name for run in read_runs(roots)[0]]
+    comparisons = read_leaderboard(roots).comparisons
+    return [
+        run.name for comparison in comparisons for row in comparison.rows
+        for run in row.runs
+    ]
 
 
 def reasons(root: Path) -> dict[str, str]:
@@ -33,7 +36,7 @@ def reasons(root: Path) -> dict[str, str]:
 
 
 def test_runs_are_found_at_any_depth_and_count_once(tmp_path: Path) -> None:
-    write_run(tmp_path / 'b' / 'seed_0')
+    write_run(tmp_path / 'b' / 'seed_0', 'joint')
     run = write_run(tmp_path / 'a')
     assert names([tmp_path]) == ['a', 'b/seed_0']
     assert names([tmp_path, run, tmp_path / 'b']) == ['a', 'b/seed_0']
@@ -73,23 +76,7 @@ def test_run_that_cannot_be_read_is_left_out(tmp_path: Path, name: str,
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='no folder .*absent'):
-        read_runs([tmp_path, tmp_path / 'absent'])
-
-
-def test_settings_go_by_dotted_name_and_tasks_by_their_own() -> None:
-    settings = dict(
-        a=dict(b=1, c=[1, 2]),
-        tasks=[dict(name='x', n=3)],
-        e=[dict(f=4)],
-        g={})
-    assert flatten(settings) == {
-        'a.b': 1,
-        'a.c': [1, 2],
-        'tasks.x.name': 'x',
-        'tasks.x.n': 3,
-        'e.0.f': 4,
-        'g': {}
-    }
+        read_leaderboard([tmp_path, tmp_path / 'absent'])
 
 
 # -- comparing -----------------------------------------------------------
@@ -216,6 +203,15 @@ def test_same_seed_again_is_left_out(tmp_path: Path) -> None:
     assert found.left_out == [('b',
                                "is 'MILE' with seed 0 once more, a is shown")]
     assert found.comparisons[0].rows[0].figures['average_miou'].mean == 50
+
+
+def test_order_of_the_tasks_is_not_taken_for_their_settings(
+        tmp_path: Path) -> None:
+    settings = settings_of_run()
+    settings['train_cfg']['tasks'].reverse()
+    write_run(tmp_path / 'a', 'joint')
+    write_run(tmp_path / 'b', settings=settings)
+    assert reasons(tmp_path) == {}
 
 
 def test_run_scored_on_other_images_is_left_out(tmp_path: Path) -> None:
