@@ -46,7 +46,7 @@ def value(library: AdapterLibrary, base: dict, **mixture: float) -> float:
     return float(weight[0, 0])
 
 
-# -- experts by name ----------------------------------------------------------
+# -- experts by name ---------------------------------------------------------
 
 
 @pytest.mark.parametrize('use', [
@@ -84,7 +84,7 @@ def test_norms_are_renewed_from_a_base_that_was_trained(library, base):
     assert library.merged(half, base)['n.weight'].all()
 
 
-# -- merged weights -----------------------------------------------------------
+# -- merged weights ----------------------------------------------------------
 
 
 def test_merged_weights_are_kept_whatever_the_order_of_the_mixture(
@@ -164,15 +164,7 @@ def test_base_that_was_written_to_or_moved_is_merged_anew(library, base):
         torch.double)
 
 
-def test_copy_of_a_library_stacks_its_own_experts(library, base):
-    mix(library, base, 0.25, 0.5)
-    other = copy.deepcopy(library)
-    other['two'] = adapter(4.)
-    assert mix(other, base, 0.25, 0.5) == [3.25, 2.5]
-    assert mix(library, base, 0.125) == [1.875]
-
-
-# -- memory -------------------------------------------------------------------
+# -- memory ------------------------------------------------------------------
 
 
 def test_stored_adapter_is_loaded_when_it_is_merged(library, base):
@@ -281,34 +273,6 @@ def test_part_that_exists_in_memory_only_never_leaves(cache):
     assert cache.num_bytes == 4 * 2**19
 
 
-def test_released_part_leaves_when_memory_is_needed(cache):
-    cache['head', 'trained'] = trained = Half()
-    cache.release(('head', 'trained'), Half)
-    use(cache, 'a')
-    assert use(cache, ['trained']) is trained
-    use(cache, 'ab')
-    assert use(cache, ['trained']) is not trained
-
-
-def test_without_a_budget_everything_stays():
-    cache = ExpertCache()
-    for name in range(50):
-        cache.defer(('head', str(name)), Half)
-        cache['head', str(name)]
-    assert cache.num_bytes == 50 * 2**19
-
-
-def test_part_that_was_trained_or_stored_anew_replaces_the_old_one(
-        cache, reads):
-    cache['head', 'a'] = trained = Half()
-    use(cache, 'bc')
-    assert use(cache, 'a') is trained and 'a' not in reads
-    cache.defer(('head', 'a'), Half)
-    assert use(cache, 'a') is not trained
-    del cache['head', 'a']
-    assert ('head', 'a') not in cache
-
-
 @pytest.mark.parametrize('make, message', [
     (lambda: ExpertCache(-1), 'memory_budget_mb must be .* got -1'),
     (lambda: AdapterLibrary(0), 'merge_cache_size .* got 0'),
@@ -318,7 +282,7 @@ def test_size_that_holds_nothing_is_refused(make, message):
         make()
 
 
-# -- tensors in the place of a network's own ------------------------------------
+# -- tensors in the place of a network's own ---------------------------------
 
 
 @pytest.fixture
@@ -355,15 +319,6 @@ def test_other_tensors_are_seen_inside_the_block_only(net):
     with pytest.raises(KeyError), slots.holding(state(other)):
         raise KeyError
     assert all(state(net)[name] is tensor for name, tensor in own.items())
-
-
-def test_blocks_nest(net):
-    slots = TensorSlots(net)
-    one, two = torch.full((4, 4), 1.0), torch.full((4, 4), 2.0)
-    with slots.holding({'0.weight': one}):
-        with slots.holding({'0.weight': two}):
-            assert net[0].weight is two
-        assert net[0].weight is one
 
 
 def test_unknown_name_exchanges_nothing(net):

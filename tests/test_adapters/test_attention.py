@@ -158,7 +158,7 @@ def test_variant_that_cannot_be_expressed_stays_in_the_model(options):
     assert replace_attention(model) == [] and model[0] is attention
 
 
-# -- Swin's windows: W of them in an image, N tokens in each ---------------
+# -- Swin's windows: W of them in an image, N tokens in each -----------------
 
 SIDE, W = 4, 6
 N = SIDE * SIDE
@@ -177,10 +177,7 @@ def window() -> WindowMSA:
 def test_windows_attend_as_in_the_stock_module(window, mask):
     x = torch.randn(2 * W, N, C)
     torch.testing.assert_close(
-        FusedWindowMSA(window)(x, mask),
-        window(x, mask),
-        rtol=1e-5,
-        atol=1e-6)
+        FusedWindowMSA(window)(x, mask), window(x, mask), rtol=1e-5, atol=1e-6)
 
 
 def test_position_bias_gets_the_stock_gradient(window):

@@ -249,7 +249,7 @@ def test_what_can_be_frozen(module, expected):
     assert is_plain_convolution(module) == expected
 
 
-# -- GELU in front of an adapted layer ----------------------------------------
+# -- GELU in front of an adapted layer ---------------------------------------
 
 
 def chain(kind: str,
@@ -258,8 +258,8 @@ def chain(kind: str,
     """GELU and a layer in training, and the same with all maps kept."""
     _, layer = pair(kind)
     gelu = nn.GELU(approximate)
-    return (nn.Sequential(RecomputedGELU(gelu), *between, layer),
-            nn.Sequential(gelu, *between, layer))
+    return (nn.Sequential(RecomputedGELU(gelu), *between,
+                          layer), nn.Sequential(gelu, *between, layer))
 
 
 def num_maps(net: nn.Module, x: Tensor) -> int:
@@ -286,13 +286,15 @@ def test_dropout_that_drops_nothing_may_stand_between():
     assert num_maps(net, draw('linear')) == 1
 
 
-@pytest.mark.parametrize('use', [
-    lambda gelu, layer, x: layer(gelu(x).mul_(2)),
-    lambda gelu, layer, x: layer(gelu(x) + x),
-    lambda gelu, layer, x: layer(torch.dropout(gelu(x), 0.5, True)),
-    lambda gelu, layer, x: (layer((y := gelu(x))) * y[..., :1]).sin(),
-    lambda gelu, layer, x: layer(gelu(x).mT.contiguous().mT),
-], ids=['written to', 'summed', 'dropped out', 'used twice', 'copied'])
+@pytest.mark.parametrize(
+    'use', [
+        lambda gelu, layer, x: layer(gelu(x).mul_(2)),
+        lambda gelu, layer, x: layer(gelu(x) + x),
+        lambda gelu, layer, x: layer(torch.dropout(gelu(x), 0.5, True)),
+        lambda gelu, layer, x: (layer((y := gelu(x))) * y[..., :1]).sin(),
+        lambda gelu, layer, x: layer(gelu(x).mT.contiguous().mT),
+    ],
+    ids=['written to', 'summed', 'dropped out', 'used twice', 'copied'])
 def test_what_becomes_of_the_map_makes_no_difference(use):
     net, plain = chain('linear')
     layer, x = net[-1], draw('linear')

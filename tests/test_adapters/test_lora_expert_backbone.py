@@ -44,7 +44,7 @@ def out_of(backbone, target, x=X):
 
 
 def routing(*shares, names=('one', 'two')):
-    """The weight of the first expert for each image; the second has the rest."""
+    """Weight of the first expert per image; the second has the rest."""
     weights = torch.tensor([[share, 1 - share] for share in shares])
     return Routing(names, weights, torch.zeros_like(weights),
                    torch.zeros(len(shares), dtype=torch.bool))
@@ -78,7 +78,7 @@ def busy(make, learned):
     return backbone
 
 
-# -- settings -----------------------------------------------------------------
+# -- settings ----------------------------------------------------------------
 
 
 def test_defaults_are_those_of_the_paper():
@@ -96,10 +96,6 @@ def test_defaults_are_those_of_the_paper():
 def test_unknown_base_training_is_refused(make):
     with pytest.raises(ValueError, match="'none' or 'first_task', got 'all'"):
         make(base_training='all')
-
-
-def test_nothing_is_trainable_before_an_expert_is(make):
-    assert not any(p.requires_grad for p in make().parameters())
 
 
 @pytest.mark.parametrize('name, message', [
@@ -124,7 +120,7 @@ def test_unknown_expert_is_refused(two, use):
         use(two)
 
 
-# -- running ------------------------------------------------------------------
+# -- running -----------------------------------------------------------------
 
 
 def test_mixture_is_the_weighted_sum_of_deltas(two, make):
@@ -236,7 +232,7 @@ def test_base_features_are_those_without_an_expert(two):
         assert torch.equal(two(X)[0], early)
 
 
-# -- training -----------------------------------------------------------------
+# -- training ----------------------------------------------------------------
 
 
 def test_warm_start_copies_values_and_shares_none(make, learned):
@@ -308,7 +304,7 @@ def test_fingerprint_sees_the_base_alone(busy, make):
     assert busy.fingerprint() != plain.fingerprint()
 
 
-# -- ``lora=None``: experts that adapt no layer ---------------------------------
+# -- ``lora=None``: experts that adapt no layer ------------------------------
 
 
 def test_expert_without_adapter_is_the_base_and_trains_nothing_of_it(make):
@@ -341,7 +337,7 @@ def test_expert_without_adapter_may_own_norm_layers(make):
     assert torch.equal(out(backbone), base)
 
 
-# -- experts from a library -----------------------------------------------------
+# -- experts from a library --------------------------------------------------
 
 
 def stored(backbone, name, **changes):
@@ -402,13 +398,6 @@ def test_one_expert_of_another_base_keeps_all_out(make, two):
             f'{mine[:16]}'):
         backbone.load_experts(experts)
     assert backbone.experts.names == ()
-
-
-def test_expert_that_does_not_fit_is_refused(two):
-    expert = stored(two, 'one')
-    expert.lora.pop('layer1.0.conv1.lora_B.weight')
-    with pytest.raises(ValueError, match='layer1.0.conv1.lora_B.weight'):
-        two.load_experts([expert])
 
 
 @pytest.fixture

@@ -104,11 +104,13 @@ def test_weights_may_change_and_copies_stop_early_too():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('last', [
-    lambda x: 2 * x,
-    lambda x: [x, x],
-    lambda x: x.flatten(1),
-], ids=['computed', 'nested', 'rearranged'])
+@pytest.mark.parametrize(
+    'last', [
+        lambda x: 2 * x,
+        lambda x: [x, x],
+        lambda x: x.flatten(1),
+    ],
+    ids=['computed', 'nested', 'rearranged'])
 def test_output_that_no_module_gives_takes_a_whole_pass(last):
     backbone = Layers(last).eval()
     early = EarlyStages(backbone, 1)
@@ -224,8 +226,9 @@ def kept_values(backbone: LoRAExpertBackbone) -> int:
 
 
 @recomputing
-@pytest.mark.parametrize('config', [MIT, SWIN, RESNET, MOBILENET],
-                         ids=lambda config: config['type'])
+@pytest.mark.parametrize(
+    'config', [MIT, SWIN, RESNET, MOBILENET],
+    ids=lambda config: config['type'])
 def test_recomputed_gradients_are_the_same(config):
     plain = step(in_training(config))
     assert plain

@@ -44,7 +44,7 @@ class SmallNet(nn.Module):
         return self.block(self.norm(self.depthwise(self.stem(x))))
 
 
-# -- settings ---------------------------------------------------------------
+# -- settings ----------------------------------------------------------------
 
 
 def test_arguments_for_peft_come_without_the_targets():
@@ -80,7 +80,7 @@ def test_scaling_is_alpha_over_rank_or_its_root(config, scaling):
     assert lora_scaling(config) == scaling
 
 
-# -- layers -----------------------------------------------------------------
+# -- layers ------------------------------------------------------------------
 
 
 def test_cnn_defaults_to_all_dense_convolutions():
@@ -141,7 +141,7 @@ def test_standardised_convolution_takes_no_adapter():
     assert not is_adaptable(ConvWS2d(3, 8, 3))
 
 
-# -- the probe --------------------------------------------------------------
+# -- the probe ---------------------------------------------------------------
 
 
 def test_probe_leaves_everything_as_it_was():
