@@ -8,15 +8,15 @@ import os
 from functools import partial
 from pickle import UnpicklingError
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, Mapping,
-                    Optional, Sequence, Union)
+                    Optional, Sequence)
 
 import torch
 from mmcv.cnn import is_norm
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
-from mmseg_mile.library.expert_store import StoredExpert
 from mmseg_mile.structures import Expert, check_task_name
+from mmseg_mile.structures.expert import TensorDict
 from .adapter import Adapter
 from .adapter_library import AdapterLibrary
 from .targets import lora_scaling
@@ -34,6 +34,21 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         array = value.detach().cpu().contiguous()
         digest.update(array.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def weights_checksum(parts: Mapping[str, TensorDict]) -> str:
+    """SHA-256 of an expert's weights, by which its children know it.
+
+    Prototypes are left out: a gate may fit them anew.
+
+    Args:
+        parts (Mapping[str, dict[str, Tensor]]): Of the expert.
+    """
+    return fingerprint({
+        f'{part}.{key}': value
+        for part in ('adapter', 'norm', 'head')
+        for key, value in parts.get(part, {}).items()
+    })
 
 
 def accept_stock_keys(module: nn.Module, state_dict: Dict[str, Tensor],
@@ -156,10 +171,7 @@ def hold_statistics(backbone: nn.Module, owned: Iterable[nn.Module]) -> None:
             module.eval()
 
 
-AnyExpert = Union[Expert, StoredExpert]
-
-
-def check_base(experts: Sequence[AnyExpert], fingerprint: str) -> None:
+def check_base(experts: Sequence[Expert], fingerprint: str) -> None:
     """Raise unless all were trained on the base of this fingerprint.
 
     Raises:
@@ -174,13 +186,13 @@ def check_base(experts: Sequence[AnyExpert], fingerprint: str) -> None:
                 'again.')
 
 
-def adapter_of(expert: AnyExpert,
+def adapter_of(expert: Expert,
                base: Mapping[str, Tensor],
                adapts: Optional[bool] = None) -> Adapter:
     """The adapter of an expert, read from its folder if it is stored.
 
     Args:
-        expert (Expert | StoredExpert): The expert.
+        expert (Expert): The expert.
         base (Mapping[str, Tensor]): The backbone's tensors by name.
         adapts (bool, optional): Whether the backbone's experts adapt layers.
             Defaults to None: not known.
@@ -188,24 +200,26 @@ def adapter_of(expert: AnyExpert,
     Raises:
         ValueError: If a file was changed, or the tensors do not fit.
     """
-    adapter = Adapter(expert.lora, expert.norm,
-                      lora_scaling(expert.lora_config))
+    config = expert.configs.get('adapter')
+    adapter = Adapter(
+        expert.parts.get('adapter', {}), expert.parts.get('norm', {}),
+        lora_scaling(config) if config else 1.0)
     adapter.check_fit(expert.name, base, adapts)
     return adapter.clone(next(iter(base.values())).device)
 
 
-def take_over(experts: Sequence[AnyExpert], library: AdapterLibrary,
-              read: Callable[[AnyExpert], Adapter]) -> None:
+def take_over(experts: Sequence[Expert], library: AdapterLibrary,
+              read: Callable[[Expert], Adapter]) -> None:
     """Add experts' adapters to a library; stored ones when first used.
 
     Args:
-        experts (Sequence[Expert | StoredExpert]): The experts.
+        experts (Sequence[Expert]): The experts.
         library (AdapterLibrary): Gets them.
         read (Callable): Expert -> adapter that fits the backbone.
     """
     for expert in experts:
         name = check_task_name(expert.name)
-        if isinstance(expert, StoredExpert):
+        if expert.is_stored:
             library.defer(name, partial(read, expert))
         else:
             library[name] = read(expert)

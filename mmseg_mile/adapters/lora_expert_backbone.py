@@ -12,14 +12,13 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmseg.registry import MODELS
-from mmseg_mile.structures import Routing, check_task_name
+from mmseg_mile.structures import Expert, Routing, check_task_name
 from .adapter import Adapter, fused_adapter
 from .adapter_library import AdapterLibrary, TensorSlots
 from .attention import replace_attention
-from .base_weights import (AnyExpert, accept_stock_keys, adapter_of,
-                           check_base, checked_loading, fingerprint,
-                           hold_statistics, load_strictly,
-                           pretrained_checkpoint, take_over)
+from .base_weights import (accept_stock_keys, adapter_of, check_base,
+                           checked_loading, fingerprint, hold_statistics,
+                           load_strictly, pretrained_checkpoint, take_over)
 from .injection import LoRAInjection
 from .stages import EarlyStages, checkpoint_blocks
 from .targets import check_lora_config, resolve_targets
@@ -249,7 +248,7 @@ class LoRAExpertBackbone(BaseModule):
                                             for n, w in weights.items()],
                                            self.tensors, self.lora_config)
 
-    def load_experts(self, experts: Sequence[AnyExpert]) -> None:
+    def load_experts(self, experts: Sequence[Expert]) -> None:
         """Take over adapters; stored ones are read when first used.
 
         Raises:
@@ -258,7 +257,7 @@ class LoRAExpertBackbone(BaseModule):
         check_base(experts, self.fingerprint())
         take_over(experts, self.experts, self.adapter_of)
 
-    def adapter_of(self, expert: AnyExpert) -> Adapter:
+    def adapter_of(self, expert: Expert) -> Adapter:
         """An expert's adapter, read and checked here and now."""
         with self._at_rest():
             return adapter_of(expert, self.tensors, bool(self.targets))

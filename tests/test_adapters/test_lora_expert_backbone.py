@@ -347,12 +347,8 @@ def stored(backbone, name, **changes):
         name=name,
         classes=('road', 'sky'),
         palette=((0, 0, 0), (1, 1, 1)),
-        lora_config=backbone.lora_config,
-        lora=adapter.lora,
-        norm=adapter.norm,
-        head={},
-        head_config={},
-        prototypes={},
+        parts=dict(adapter=adapter.lora, norm=adapter.norm),
+        configs=dict(adapter=backbone.lora_config),
         base_fingerprint=backbone.fingerprint())
     return Expert(**{**values, **changes})
 
