@@ -93,7 +93,6 @@ def test_clone_shares_no_tensor():
             assert theirs[key].data_ptr() != value.data_ptr()
 
 
-
 @pytest.mark.parametrize('change, named', [
     (dict(lora={'fc.lora_A.weight': torch.ones(2, 5)}), "'fc'"),
     (dict(lora={'fc.lora_A.weight': torch.ones(3, 6)}), "'fc'"),
@@ -199,8 +198,9 @@ def test_product_of_stacked_factors_is_the_sum_over_the_experts(mixture):
     weights, adapters = mixture
     stack = AdapterStack(adapters)
     # the same stack takes other weights
-    for weights in (weights, weights[::-1]):
-        assert_near(stack.merge(BASE, weights), summed(weights, adapters))
+    for given_weights in (weights, weights[::-1]):
+        assert_near(
+            stack.merge(BASE, given_weights), summed(given_weights, adapters))
 
 
 @pytest.mark.parametrize('count', [1, 2])

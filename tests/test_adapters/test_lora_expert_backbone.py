@@ -157,24 +157,16 @@ def test_backbone_that_returns_one_tensor_is_routed_alike(learned):
         torch.testing.assert_close(mixed[1::2], backbone(X[1::2]))
 
 
-@pytest.mark.parametrize('images, sizes, passes', [
-    (4, [2, 1, 1], [[0, 2], [1], [3]]),
-    (1, [1, 1, 1, 1], [[0], [2], [1], [3]]),
-])
+@pytest.mark.parametrize('images, sizes', [(4, [2, 1, 1]), (1, [1] * 4)])
 def test_images_of_a_mixture_share_a_forward_few_at_once_on_a_cpu(
-        two, monkeypatch, images, sizes, passes):
-    route = routing(0., 1., 0., 0.5)
+        two, monkeypatch, images, sizes):
+    route, seen = routing(0., 1., 0., 0.5), []
     wanted = out_of(two, route)
     monkeypatch.setattr(lora_expert_backbone, '_CPU_PIXELS', images * 32 * 32)
-    seen = []
     two.backbone.stem.register_forward_hook(
         lambda _, x, __: seen.append(len(x[0])))
     torch.testing.assert_close(out_of(two, route), wanted)
     assert seen == sizes
-    assert [indices for _, indices in two.passes(route, X)] == passes
-    # elsewhere they are never split
-    assert [i for _, i in two.passes(route, X.to('meta'))] == [[0, 2], [1],
-                                                               [3]]
 
 
 def test_blocks_nest_and_leave_the_base_alone(two):
