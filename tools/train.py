@@ -13,6 +13,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.runner import Runner
 
+from mmseg_mile.adapters.base_weights import weights_only
 from mmseg_mile.apis.library_model import set_pretrained
 
 # Where a process finds its rank, the number of processes, and its local rank.
@@ -143,7 +144,8 @@ def main() -> None:
     """Learn the stream of the config."""
     cfg = load_config(parse_args())
     join_processes(cfg)
-    Runner.from_cfg(cfg).train()
+    with weights_only():
+        Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from functools import partial
 from pickle import UnpicklingError
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, Mapping,
-                    Optional, Sequence)
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Sequence)
 
 import torch
 from mmcv.cnn import is_norm
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
-from mmseg_mile.structures import Expert, check_task_name
+from mmseg_mile.structures import Expert
 from mmseg_mile.structures.expert import TensorDict
 from .adapter import Adapter
-from .adapter_library import AdapterLibrary
 from .targets import lora_scaling
 
 _SWITCH = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -65,11 +63,7 @@ def accept_stock_keys(module: nn.Module, state_dict: Dict[str, Tensor],
 
 
 def load_strictly(backbone: nn.Module, state: Dict[str, Tensor]) -> None:
-    """Load the base of a library.
-
-    Raises:
-        ValueError: If its tensors are not exactly those of ``backbone``.
-    """
+    """Load the base of a library, a ValueError if its tensors differ."""
     try:
         backbone.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -172,11 +166,7 @@ def hold_statistics(backbone: nn.Module, owned: Iterable[nn.Module]) -> None:
 
 
 def check_base(experts: Sequence[Expert], fingerprint: str) -> None:
-    """Raise unless all were trained on the base of this fingerprint.
-
-    Raises:
-        ValueError: Naming the expert and both fingerprints.
-    """
+    """Raise a ValueError unless all were trained on this base."""
     for expert in experts:
         if expert.base_fingerprint != fingerprint:
             raise ValueError(
@@ -191,14 +181,9 @@ def adapter_of(expert: Expert,
                adapts: Optional[bool] = None) -> Adapter:
     """The adapter of an expert, read from its folder if it is stored.
 
-    Args:
-        expert (Expert): The expert.
-        base (Mapping[str, Tensor]): The backbone's tensors by name.
-        adapts (bool, optional): Whether the backbone's experts adapt layers.
-            Defaults to None: not known.
-
     Raises:
-        ValueError: If a file was changed, or the tensors do not fit.
+        ValueError: If a file was changed, or the tensors do not fit, see
+            :meth:`Adapter.check_fit`.
     """
     config = expert.configs.get('adapter')
     adapter = Adapter(
@@ -206,20 +191,3 @@ def adapter_of(expert: Expert,
         lora_scaling(config) if config else 1.0)
     adapter.check_fit(expert.name, base, adapts)
     return adapter.clone(next(iter(base.values())).device)
-
-
-def take_over(experts: Sequence[Expert], library: AdapterLibrary,
-              read: Callable[[Expert], Adapter]) -> None:
-    """Add experts' adapters to a library; stored ones when first used.
-
-    Args:
-        experts (Sequence[Expert]): The experts.
-        library (AdapterLibrary): Gets them.
-        read (Callable): Expert -> adapter that fits the backbone.
-    """
-    for expert in experts:
-        name = check_task_name(expert.name)
-        if expert.is_stored:
-            library.defer(name, partial(read, expert))
-        else:
-            library[name] = read(expert)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from functools import cached_property
+from functools import cached_property, partial
 from typing import (Any, ContextManager, Dict, Iterator, List, Mapping,
-                    Optional, Sequence, Tuple, Union)
+                    Optional, Sequence, Union)
 
 import torch
 from mmengine.model import BaseModule
@@ -18,12 +18,12 @@ from .adapter_library import AdapterLibrary, TensorSlots
 from .attention import replace_attention
 from .base_weights import (accept_stock_keys, adapter_of, check_base,
                            checked_loading, fingerprint, hold_statistics,
-                           load_strictly, pretrained_checkpoint, take_over)
+                           load_strictly, pretrained_checkpoint)
 from .injection import LoRAInjection
 from .stages import EarlyStages, checkpoint_blocks
 from .targets import check_lora_config, resolve_targets
 
-Start = Union[str, Mapping[str, float], None]
+Mixture = Mapping[str, float]
 Features = Union[Sequence[Tensor], Tensor]
 
 # Pixels per forward on a CPU: features of more than a 512x512 image leave the
@@ -86,7 +86,7 @@ class LoRAExpertBackbone(BaseModule):
         self.targets = [] if lora is None else resolve_targets(
             self.backbone, lora.get('target_modules'))
         self.experts = AdapterLibrary(merge_cache_size, memory_budget_mb)
-        self._active: Union[Mapping[str, float], Routing, None] = None
+        self._active: Union[Mixture, Routing, None] = None
         self._injection: Optional[LoRAInjection] = None
         self._training_name: Optional[str] = None
         self._base_trains = False
@@ -112,9 +112,7 @@ class LoRAExpertBackbone(BaseModule):
     # -- running ---------------------------------------------------------
 
     @contextlib.contextmanager
-    def using(
-            self, target: Union[str, Mapping[str, float],
-                                Routing]) -> Iterator[None]:
+    def using(self, target: Union[str, Mixture, Routing]) -> Iterator[None]:
         """Run every forward inside the block with the given experts.
 
         Args:
@@ -149,7 +147,7 @@ class LoRAExpertBackbone(BaseModule):
             return self._routed(x, self._active)
         return self._mixed(x, self._active or {})
 
-    def _mixed(self, x: Tensor, mixture: Mapping[str, float]) -> Features:
+    def _mixed(self, x: Tensor, mixture: Mixture) -> Features:
         """One forward with ``W + sum_i w_i s_i B_i A_i`` in place of W."""
         if not mixture:
             return self.backbone(x)
@@ -158,42 +156,29 @@ class LoRAExpertBackbone(BaseModule):
             return self.backbone(x)
 
     def _routed(self, x: Tensor, routing: Routing) -> Features:
-        """Forwards of the images that share a mixture, back in order."""
+        """Forwards of the images that share a mixture, back in order.
+
+        On a CPU few of them at once, which then stay in its caches: with an
+        expert they cost what they cost without.
+        """
         assert len(routing) == len(x)
-        passes = self.passes(routing, x)
-        order = [i for _, indices in passes for i in indices]
-        outputs: List[Any] = [
-            self._mixed(x if len(indices) == len(x) else x[indices], mixture)
-            for mixture, indices in passes
-        ]
+        most = len(x)
+        if x.device.type == 'cpu':
+            most = max(1, _CPU_PIXELS // x.shape[2:].numel())
+        outputs: List[Any] = []
+        order: List[int] = []
+        for mixture, indices in routing.groups():
+            for start in range(0, len(indices), most):
+                part = indices[start:start + most]
+                order += part
+                images = x if len(part) == len(x) else x[part]
+                outputs.append(self._mixed(images, mixture))
         if len(outputs) == 1:
             return outputs[0]
         back = torch.tensor(order).argsort()
         if isinstance(outputs[0], Tensor):
             return torch.cat(outputs)[back]
         return tuple(torch.cat(level)[back] for level in zip(*outputs))
-
-    def passes(self, routing: Routing,
-               x: Tensor) -> List[Tuple[Dict[str, float], List[int]]]:
-        """Which images share a forward: those of one mixture.
-
-        On a CPU few of them at once, which then stay in its caches: with an
-        expert they cost what they cost without.
-
-        Args:
-            routing (Routing): Of the B images.
-            x (Tensor): (B, C, H, W), for size and device.
-
-        Returns:
-            list[tuple[dict[str, float], list[int]]]: Per forward, mixture
-            and indices of its images.
-        """
-        most = len(x)
-        if x.device.type == 'cpu':
-            most = max(1, _CPU_PIXELS // (x.shape[2] * x.shape[3]))
-        return [(mixture, indices[start:start + most])
-                for mixture, indices in routing.groups()
-                for start in range(0, len(indices), most)]
 
     def base_features(self, x: Tensor, num_outputs: int) -> Sequence[Tensor]:
         """First outputs of the base alone; later stages are not run.
@@ -229,7 +214,9 @@ class LoRAExpertBackbone(BaseModule):
 
     # -- experts and their training --------------------------------------
 
-    def add_expert(self, name: str, init_from: Start = None) -> None:
+    def add_expert(self,
+                   name: str,
+                   init_from: Union[str, Mixture, None] = None) -> None:
         """Create an expert that equals the base, one, or weights of several.
 
         Raises:
@@ -255,7 +242,12 @@ class LoRAExpertBackbone(BaseModule):
             ValueError: If one belongs to another base, or does not fit.
         """
         check_base(experts, self.fingerprint())
-        take_over(experts, self.experts, self.adapter_of)
+        for expert in experts:
+            name = check_task_name(expert.name)
+            if expert.is_stored:
+                self.experts.defer(name, partial(self.adapter_of, expert))
+            else:
+                self.experts[name] = self.adapter_of(expert)
 
     def adapter_of(self, expert: Expert) -> Adapter:
         """An expert's adapter, read and checked here and now."""

@@ -13,6 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from mmseg.registry import MODELS
+from mmseg_mile.adapters.base_weights import weights_only
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.continual_segmentor import head_config
@@ -48,7 +49,9 @@ def head_of_checkpoint(path: AnyPath, template: Dict[str, Any]) -> ExpertHead:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'--head-checkpoint {path} does not exist')
-    content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    with weights_only(f'--head-checkpoint {path}'):
+        content = CheckpointLoader.load_checkpoint(
+            str(path), map_location='cpu')
     state = {
         key.removeprefix(_PREFIX): value
         for key, value in content.get('state_dict', content).items()

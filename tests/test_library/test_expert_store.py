@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from torch import Tensor, nn
 
-from mmseg_mile.adapters.adapter import Adapter, merge_adapters
+from mmseg_mile.adapters.adapter import Adapter, AdapterStack
 from mmseg_mile.adapters.attention import replace_attention
 from mmseg_mile.adapters.targets import lora_scaling
 from mmseg_mile.library.expert_store import ExpertStore
@@ -106,9 +106,8 @@ def test_plain_peft_loads_the_folder_and_gives_the_merged_output(
     store.save_base({}, 'b' * 64)
     store.save(
         make('day', parts=dict(adapter=lora), configs=dict(adapter=config)))
-    merged = merge_adapters(
-        dict(net.named_parameters()),
-        [(1.0, Adapter(lora, {}, lora_scaling(config)))])
+    stack = AdapterStack([Adapter(lora, {}, lora_scaling(config))])
+    merged = stack.merge(dict(net.named_parameters()), [1.0])
     with torch.no_grad():
         base = net(x)
         wanted = torch.func.functional_call(net, merged, (x, ))

@@ -146,9 +146,7 @@ def no_expert(model):
     return gate
 
 
-@pytest.mark.parametrize('executor', ['merged', 'low_rank'])
-def test_vocabulary_is_spoken_by_every_mixture(learned, toys, executor):
-    learned.backbone.execution.executor = executor
+def test_vocabulary_is_spoken_by_every_mixture(learned, toys):
     with learned.speaking(VOCABULARY):
         samples = toys.predict(learned, 'day', 'night', 'fog')
         alone = [toys.predict(learned, 'day')[0]]
