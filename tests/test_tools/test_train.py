@@ -85,7 +85,7 @@ def test_options_that_cannot_hold_are_refused(config, run_tool, options,
 
 @pytest.fixture
 def join(monkeypatch):
-    """``join(variables, **cfg)``: the config of a process that was launched."""
+    """``join(variables, **cfg)``: the config of a launched process."""
     tool = runpy.run_path(str(TOOL))
     names = {name for places in tool['PLACES'].values() for name in places}
     for name in (*names, 'MASTER_ADDR'):
