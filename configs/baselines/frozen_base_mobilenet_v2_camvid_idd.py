@@ -4,9 +4,8 @@ Run:    python tools/train.py configs/baselines/frozen_base_mobilenet_v2_camvid_
 Expect: see configs/README.md.
 """
 _base_ = '../mile/mobilenet_v2_camvid_idd.py'
-# The base and the gate of MILE, experts without adapters. The first task
+# The base and the gate of MILE+, experts without adapters. The first task
 # trains the base; with model.backbone.base_training=none it stays as
 # pretrained.
-model = dict(
-    child_averaging=None, backbone=dict(lora=None, train_norm=False))
+model = dict(child_averaging=None, backbone=dict(lora=None, train_norm=False))
 train_cfg = dict(method='Frozen base, head per task')

@@ -17,8 +17,7 @@ from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.continual_segmentor import head_config
 from mmseg_mile.methods.mile.expert_heads import ExpertHead
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_images)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
 _PREFIX = 'decode_head.'
 
@@ -30,8 +29,8 @@ def head_of_expert(library: AnyPath, name: str) -> ExpertHead:
         ValueError: If there is no such expert, or its head was changed.
     """
     expert, = open_library(library).open([name])
-    return ExpertHead(expert.head, expert.head_config, expert.classes,
-                      expert.palette)
+    return ExpertHead(expert.parts['head'], expert.configs['head'],
+                      expert.classes, expert.palette)
 
 
 def head_of_checkpoint(path: AnyPath, template: Dict[str, Any]) -> ExpertHead:
@@ -138,7 +137,7 @@ class ImportSource:
                 "folder of its domain's images (--images), or an expert of "
                 'the same domain (--prototypes-from), and only one')
         if expert is not None:
-            return self._store.open([expert])[0].prototypes
+            return self._store.open([expert])[0].parts['prototypes']
         steps = prediction_pipeline(self._cfg, task) if images else []
         return fit_prototypes(self.model, self._store, name,
                               Path(images or '.'), steps)
@@ -174,8 +173,8 @@ def fit_prototypes(model: ExpertSegmentor, store: ExpertStore, name: str,
     model.backbone.load_base(*store.load_base())
     for other in store.open(store.names):
         if other.name != name:
-            model.gate.load_state(other.name, other.prototypes)
-    embeddings = embed_images(model, _batches(
+            model.gate.load_state(other.name, other.parts['prototypes'])
+    embeddings = model.embed_images(_batches(
         paths, pipeline)) if model.gate.needs_embeddings else None
     model.gate.fit(name, embeddings)
     return model.gate.state(name)

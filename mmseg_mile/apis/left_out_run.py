@@ -18,10 +18,9 @@ from mmseg_mile.engine.work_dir import commit
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import StoredExpert
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_images)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Task
-from .library_model import import_custom_modules, library_config
+from .library_model import library_config
 
 # What of a model's config has no part in predictions that are told their
 # mixture.
@@ -89,7 +88,6 @@ class LeftOutExperts:
         if config is None:
             # the last one's config knows all tasks
             cfg = library_config(self.experts[::-1])
-            import_custom_modules(cfg)
         else:
             cfg = copy.deepcopy(config)
         cfg.merge_from_dict(dict(options))
@@ -117,7 +115,7 @@ class LeftOutExperts:
 
         Args:
             names (Sequence[str]): Of the tasks.
-            num_views (int): See :func:`embed_images`.
+            num_views (int): See :meth:`ExpertSegmentor.embed_images`.
         """
         for task in self.tasks:
             key = task.name, num_views
@@ -125,8 +123,8 @@ class LeftOutExperts:
                 loader = self.loop.data.prototype_loader(
                     self._runner, task, self.loop.val_dataloader,
                     self.loop.max_prototype_images)
-                self._embeddings[key] = embed_images(self.model, loader,
-                                                     num_views)
+                self._embeddings[key] = self.model.embed_images(
+                    loader, num_views)
         return {name: self._embeddings[name, num_views] for name in names}
 
     def val_loader(self, task: Task) -> Any:

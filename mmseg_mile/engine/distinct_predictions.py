@@ -168,7 +168,7 @@ class _HeaviestHeads:
 
     def fused(self, mixture: Mapping[str, float],
               device: torch.device) -> nn.Module:
-        return self._heads.module(heaviest(mixture), device)
+        return self._heads.fused({heaviest(mixture): 1.0}, device)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._heads, name)

@@ -17,6 +17,7 @@ from mmseg.registry import LOOPS
 from mmseg_mile.evaluation import tables
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.stored_config import to_json
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from mmseg_mile.structures import Task
 from .hooks import FiniteLossHook, StreamProgressHook
@@ -27,7 +28,7 @@ from .task_evaluator import (TaskScore, count_macs, cross_expert_scores,
                              evaluate_forced, evaluate_task, record_cost,
                              record_row, setting_of)
 from .task_training import bare_model, train_task
-from .work_dir import WorkDir, config_text, provenance
+from .work_dir import WorkDir, provenance
 
 
 @LOOPS.register_module()
@@ -226,15 +227,16 @@ class IncrementalTaskLoop(BaseLoop):
     def keep(self, index: int, task: Task, seconds: float) -> None:
         """Write what a task leaves behind, and what it took."""
         library = self.work_dir.library
-        origin = provenance(config_text(self.runner.cfg))
+        origin = provenance(self.runner.cfg)
         if is_main_process():
             self.model.save_task(
                 task, library,
                 dict(
                     origin,
+                    task=task.name,
                     seed=self.results.seed,
                     max_iters=task.max_iters,
-                    train_dataset=str(task.train_dataset)))
+                    train_dataset=to_json(task.train_dataset)))
         record_cost(self.results, index, seconds, self.model, library,
                     self.data.rehearsal.kept_bytes(index))
         self.results.set_provenance(**origin)

@@ -26,7 +26,7 @@ from torch import nn
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.gates.simple_gates import FixedGate
 from mmseg_mile.library.expert_store import ExpertStore
-from mmseg_mile.methods.mile.expert_segmentor import embed_images, start_of
+from mmseg_mile.methods.mile.expert_segmentor import initial_experts
 from mmseg_mile.structures import Task
 from .incremental_task_loop import IncrementalTaskLoop
 from .work_dir import WorkDir
@@ -298,16 +298,16 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         index, embeddings = self.names.index(name), None
         task = self.tasks[index]
         if self._gate.needs_embeddings:
-            embeddings = embed_images(
-                self.model,
+            embeddings = self.model.embed_images(
                 self.data.prototype_loader(self.runner, task,
                                            self.val_dataloader,
                                            self.max_prototype_images))
-        start = start_of(task, self.model.init_from, self.names[:index],
-                         lambda: self._gate.nearest(embeddings),
-                         lambda: _refuse_fused(task))
+        start = initial_experts(task, self.model.init_from, self.names[:index],
+                                self._gate, lambda: embeddings)
+        if len(start) > 1:
+            _refuse_fused(task)
         self._gate.fit(name, embeddings)
-        return next(iter(start)) if start else None
+        return next(iter(start), None)
 
     def _submit(self, name: str, start: Optional[str]) -> 'Future[Any]':
         needed = [] if start is None else [start]
@@ -346,8 +346,10 @@ class ParallelTaskLoop(IncrementalTaskLoop):
             if seconds is None:
                 return
             expert = ExpertStore(worker.library).load(task.name)
-            expert.prototypes = self._gate.state(task.name)
-            self.model.import_expert(expert)
+            prototypes = self._gate.state(task.name)
+            self.model.import_expert(
+                replace(
+                    expert, parts=dict(expert.parts, prototypes=prototypes)))
             self.keep(index, task, seconds)
             folder = self.work_dir.task_folder(index, task)
             if not folder.exists():
@@ -369,7 +371,7 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         return WorkDir(self.work_dir.path / 'workers' / folder)
 
 
-def _refuse_fused(task: Task) -> Any:
+def _refuse_fused(task: Task) -> None:
     raise ValueError(
         f"init_from='fused' of task {task.name!r} waits for all experts "
         "before it, so nothing could be learned at the same time: use "

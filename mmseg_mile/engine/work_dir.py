@@ -2,7 +2,6 @@
 """The work directory of a stream: results, settings, library, rows."""
 from __future__ import annotations
 
-import copy
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from mmseg_mile.evaluation.routing_log import (RoutedImage, routing_log_path,
                                                write_routing_log)
 from mmseg_mile.files import read_json, write_json
 from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.stored_config import to_json
 from mmseg_mile.structures import Task
 from .snapshot import TaskSnapshot
 from .task_data import in_order
@@ -57,18 +57,21 @@ def device() -> str:
     return f'cpu {platform.machine()}, {torch.get_num_threads()} threads'
 
 
-def config_text(cfg: Config) -> str:
-    """The resolved config, without what differs from start to start."""
-    cfg = copy.deepcopy(cfg)
+def provenance(cfg: Config) -> Dict[str, Any]:
+    """The ``provenance`` field of ``results.json``.
+
+    Args:
+        cfg (Config): The resolved config; what differs from start to start
+            is left out.
+    """
+    values = cfg.to_dict()
     for name in ('work_dir', 'resume', 'launcher'):
-        cfg.pop(name, None)
-    return cfg.pretty_text
-
-
-def provenance(config: str) -> Dict[str, Any]:
-    """The ``provenance`` field of ``results.json``."""
+        values.pop(name, None)
     return dict(
-        commit=commit(), versions=versions(), config=config, device=device())
+        commit=commit(),
+        versions=versions(),
+        config=to_json(values),
+        device=device())
 
 
 # Fields of a config that results depend on.

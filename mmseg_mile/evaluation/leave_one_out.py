@@ -17,8 +17,8 @@ import numpy as np
 from mmseg_mile.files import PathLike, read_json, write_json
 from .continual_scores import Spread, spread
 from .left_out_methods import ORACLE, SCOPES, removals
-from .left_out_score import LeftOutScore
-from .results import check_keys, check_tasks, check_type, write_numbers
+from .left_out_score import LeftOutScore, check_keys, check_tasks, check_type
+from .results import write_numbers
 
 LEFT_OUT_SCHEMA = 1
 KEYS = ('schema', 'stream', 'method', 'tasks', 'families', 'gate', 'runs')

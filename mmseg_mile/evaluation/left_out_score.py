@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import (Any, Dict, Iterable, List, Mapping, Optional, Sequence,
+                    Tuple)
 
 from mmseg_mile.files import PathLike, write_text
-from .results import (check_keys, check_range, check_type, read_number,
-                      write_numbers)
+from .results import write_numbers
 from .routing_log import RoutedImage
 
 SCORE_KEYS = ('target', 'removed', 'method', 'images', 'answered', 'flagged',
@@ -166,3 +167,53 @@ def read_left_out_images(path: PathLike) -> List[LeftOutImage]:
 
 def _percentage(value: Any, field: str) -> float:
     return check_range(read_number(value, field), 0, 100, field)
+
+
+def check_keys(value: Any, keys: Sequence[str], field: str) -> None:
+    """Require an object with exactly ``keys``."""
+    if not isinstance(value, dict):
+        raise ValueError(f'{field} must be an object with the keys '
+                         f'{list(keys)}, got {type(value).__name__}')
+    missing = [key for key in keys if key not in value]
+    extra = [key for key in value if key not in keys]
+    if missing or extra:
+        raise ValueError(f'{field} must have the keys {list(keys)}, missing '
+                         f'are {missing}, unknown are {extra}')
+
+
+def check_type(value: Any, kind: type, field: str) -> None:
+    """Require a ``kind``; a bool is no integer."""
+    if not isinstance(value, kind) or (kind is int
+                                       and isinstance(value, bool)):
+        raise ValueError(f'{field} must be of type {kind.__name__}, '
+                         f'got {value!r}')
+
+
+def check_tasks(tasks: Any, field: str = 'tasks') -> List[str]:
+    """Require one or more different task names; returns them as a list."""
+    names = list(tasks) if isinstance(tasks, (list, tuple)) else []
+    if not names or len(set(map(str, names))) < len(names) or not all(
+            isinstance(name, str) for name in names):
+        raise ValueError(f'{field} must be a list of one or more different '
+                         f'names, got {tasks!r}')
+    return names
+
+
+def check_range(value: float, low: float, high: float, field: str) -> float:
+    """Require ``low <= value <= high``; NaN, not evaluated, may pass."""
+    value = float(value)
+    if not (math.isnan(value) or low <= value <= high):
+        raise ValueError(f'{field} must lie in {low} to {high}, or be NaN '
+                         f'where it was not evaluated, got {value}')
+    return value
+
+
+def read_number(value: Any, field: str) -> float:
+    """Float of a JSON number, NaN of null."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f'{field} must be a number or null, got {value!r}')
+    if abs(value) > sys.float_info.max:
+        raise ValueError(f'{field} must be finite, got {value!r}')
+    return float(value)

@@ -17,7 +17,6 @@ import mmseg.models  # noqa: F401
 from mmseg.registry import MODELS
 from mmseg_mile.adapters.adapter import Adapter
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
-from mmseg_mile.adapters.low_rank_pass import LowRankPass
 from mmseg_mile.structures import Routing
 
 BN = dict(type='BN')
@@ -215,7 +214,6 @@ def test_mixed_batch_equals_each_image_alone_with_its_expert(family):
         assert_near([level[index:index + 1] for level in mixed], alone)
 
 
-def test_one_low_rank_pass_equals_merged_weights(family):
     wrapper, x = family.wrapper, torch.cat([family.x, -family.x[:1]])
     mixtures = [({'two': 1.0}, 1), ({'one': 0.25, 'two': 0.75}, 2), ({}, 1)]
     try:

@@ -7,7 +7,7 @@ import torch
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import nn
 
-from mmseg_mile.adapters.fast_layers import FrozenConv2d, can_freeze
+from mmseg_mile.adapters.fast_layers import FrozenConv2d, is_plain_convolution
 
 CONVOLUTIONS = {
     'depthwise': lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4),
@@ -66,4 +66,4 @@ def test_autocast_lowers_it():
     (nn.Linear(4, 4), False),
 ])  # yapf: disable
 def test_what_can_be_frozen(module, expected):
-    assert can_freeze(module) == expected
+    assert is_plain_convolution(module) == expected

@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from mmseg_mile.adapters.adapter import merge_adapters
-from mmseg_mile.adapters.fast_layers import FrozenConv2d, RecomputedActivation
+from mmseg_mile.adapters.fast_layers import FrozenConv2d, RecomputedGELU
 from mmseg_mile.adapters.injection import LoRAInjection
 
 LORA = dict(r=2, lora_alpha=4, lora_dropout=0.0, use_rslora=False)
@@ -179,8 +179,8 @@ def test_activation_is_put_back_under_each_of_its_names():
     net.layers = nn.Sequential(nn.Linear(4, 4), net.act, nn.Linear(4, 4))
     net.requires_grad_(False)
     injection = LoRAInjection(net, ['layers.2'], LORA, train_norm=False)
-    assert isinstance(net.act, RecomputedActivation)
-    assert isinstance(net.layers[1], RecomputedActivation)
+    assert isinstance(net.act, RecomputedGELU)
+    assert isinstance(net.layers[1], RecomputedGELU)
     original = net.act.activation
     injection.detach()
     assert net.act is original and net.layers[1] is original

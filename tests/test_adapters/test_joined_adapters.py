@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_mile.adapters.adapter import (Adapter, Residual, cut_adapter,
-                                         join_adapters, lora_delta,
-                                         total_residual)
+from mmseg_mile.adapters.adapter import (Adapter, Residual,
+                                         concatenate_adapters, cut_adapter,
+                                         lora_delta, total_residual)
 
 
 def adapter(rank, scaling, layers=('fc', 'conv')):
@@ -32,7 +32,7 @@ def update(adapter, layer):
 def test_joined_update_is_the_weighted_sum_and_ranks_add():
     mixture = [(0.7, adapter(2, 1.5)), (0.2, adapter(3, 0.5)),
                (1.3, adapter(1, 2.0))]
-    joined = join_adapters(mixture)
+    joined = concatenate_adapters(mixture)
     for layer in ('fc', 'conv'):
         wanted = sum(w * update(a, layer) for w, a in mixture)
         torch.testing.assert_close(
@@ -43,13 +43,13 @@ def test_joined_update_is_the_weighted_sum_and_ranks_add():
 
 def test_weights_that_are_powers_of_two_lose_no_bit():
     one = adapter(2, 1.0)
-    joined = join_adapters([(0.5, one)])
+    joined = concatenate_adapters([(0.5, one)])
     assert torch.equal(update(joined, 'fc'), 0.5 * update(one, 'fc'))
 
 
 def test_layer_that_one_lacks_is_the_others_alone_at_the_common_rank():
     small, whole = adapter(2, 1.0, ['fc']), adapter(3, 1.0)
-    joined = join_adapters([(1.0, small), (0.5, whole)])
+    joined = concatenate_adapters([(1.0, small), (0.5, whole)])
     torch.testing.assert_close(
         update(joined, 'conv'), 0.5 * update(whole, 'conv'))
     assert {len(v) for k, v in joined.lora.items() if 'lora_A' in k} == {5}
@@ -57,7 +57,7 @@ def test_layer_that_one_lacks_is_the_others_alone_at_the_common_rank():
 
 def test_experts_without_any_layer_add_nothing():
     whole = adapter(3, 1.0)
-    joined = join_adapters([(0.5, whole), (0.5, Adapter({}, {}, 1.0))])
+    joined = concatenate_adapters([(0.5, whole), (0.5, Adapter({}, {}, 1.0))])
     assert joined.lora['fc.lora_A.weight'].shape == (3, 5)
 
 

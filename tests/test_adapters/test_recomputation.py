@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmseg.models.backbones.mit import MixFFN
-from mmseg_mile.adapters.fast_layers import (RecomputedActivation,
-                                             can_recompute, recomputation_of)
+from mmseg_mile.adapters.fast_layers import (RecomputedGELU, can_recompute,
+                                             origin_of)
 from mmseg_mile.adapters.injection import LoRAInjection
 
 LORA = dict(r=2, lora_alpha=4, lora_dropout=0.0, use_rslora=False)
@@ -160,19 +160,19 @@ def test_gradients_under_autocast_are_the_same(kind, input_dtype):
 
 def test_map_that_needs_no_gradient_is_not_recomputed():
     net, x = chain('linear')
-    assert recomputation_of(net[0](x.detach())) is None
+    assert origin_of(net[0](x.detach())) is None
 
 
 def test_nothing_is_kept_without_gradients():
     net, x = chain('linear')
     with torch.no_grad():
-        assert recomputation_of(net[0](x)) is None
+        assert origin_of(net[0](x)) is None
         assert torch.equal(net(x), unfused(net)(x))
 
 
 def test_layout_that_copies_is_not_worth_it():
     x = torch.randn(2, 3, 4, requires_grad=True)
-    found = recomputation_of(RecomputedActivation(nn.GELU())(x))
+    found = origin_of(RecomputedGELU(nn.GELU())(x))
     assert found.rearranged(lambda x: x.flatten(1)) is not None
     assert found.rearranged(lambda x: x.mT.flatten(1)) is None
 

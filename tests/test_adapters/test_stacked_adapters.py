@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmseg_mile.adapters.adapter import (Adapter, StackedAdapters, lora_delta,
+from mmseg_mile.adapters.adapter import (Adapter, AdapterStack, lora_delta,
                                          merge_adapters)
 
 BASE = {
@@ -92,9 +92,9 @@ def mixtures(draw):
 @given(mixture=mixtures())
 def test_product_is_the_sum_over_the_experts(mixture):
     weights, adapters = mixture
-    stack = StackedAdapters(adapters)
+    stack = AdapterStack(adapters)
     wanted = summed(weights, adapters)
-    assert_near(stack.merged(weights, BASE), wanted)
+    assert_near(stack.merge(BASE, weights), wanted)
     assert_near(merge_adapters(BASE, list(zip(weights, adapters))), wanted)
 
 
@@ -102,22 +102,22 @@ def test_twenty_experts_are_summed_exactly():
     adapters = [adapter(8, scaling=2.0, norm=True, seed=i) for i in range(20)]
     weights = torch.linspace(1, 3, 20).softmax(0).tolist()
     assert_near(
-        StackedAdapters(adapters).merged(weights, BASE),
+        AdapterStack(adapters).merge(BASE, weights),
         summed(weights, adapters))
 
 
 def test_other_weights_take_the_same_stack():
     adapters = [adapter(2, norm=True, seed=i) for i in range(3)]
-    stack = StackedAdapters(adapters)
+    stack = AdapterStack(adapters)
     for weights in ([0.5, 0.25, 0.25], [0.0, 1.0, 0.0], [0.5, 0.25, 0.25]):
-        assert_near(stack.merged(weights, BASE), summed(weights, adapters))
+        assert_near(stack.merge(BASE, weights), summed(weights, adapters))
 
 
 def test_base_and_adapters_are_not_written_to():
     adapters = [adapter(2, norm=True, seed=i) for i in range(2)]
     own = [a.clone() for a in adapters]
     before = {k: v.clone() for k, v in BASE.items()}
-    merged = StackedAdapters(adapters).merged([0.5, 0.5], BASE)
+    merged = AdapterStack(adapters).merge(BASE, [0.5, 0.5])
     for value in merged.values():
         value.zero_()
     assert all(torch.equal(BASE[k], before[k]) for k in BASE)
@@ -134,7 +134,7 @@ def test_layout_of_the_base_is_kept(layer):
     key = f'{layer}.weight'
     base = {key: BASE[key].to(memory_format=torch.channels_last)}
     adapters = [adapter(2, (layer, ), seed=i) for i in range(2)]
-    merged = StackedAdapters(adapters).merged([0.5, 0.5], base)[key]
+    merged = AdapterStack(adapters).merge(base, [0.5, 0.5])[key]
     assert merged.stride() == base[key].stride()
     assert_near({key: merged}, summed([0.5, 0.5], adapters))
 
@@ -142,7 +142,7 @@ def test_layout_of_the_base_is_kept(layer):
 def test_half_precision_base_takes_a_sum_in_float32():
     base = {'fc.weight': BASE['fc.weight'].half()}
     adapters = [adapter(2, ('fc', ), seed=i) for i in range(2)]
-    merged = StackedAdapters(adapters).merged([0.5, 0.5], base)['fc.weight']
+    merged = AdapterStack(adapters).merge(base, [0.5, 0.5])['fc.weight']
     assert merged.dtype == torch.half
     wanted = summed([0.5, 0.5], adapters)['fc.weight']
     torch.testing.assert_close(merged.double(), wanted, rtol=2e-3, atol=2e-3)
@@ -154,7 +154,7 @@ def test_adapters_in_half_precision_are_added_in_float32():
         one.lora = {k: v.half() for k, v in one.lora.items()}
     weights = [0.4, 0.3, 0.2, 0.1]
     assert_near(
-        StackedAdapters(adapters).merged(weights, BASE),
+        AdapterStack(adapters).merge(BASE, weights),
         summed(weights, adapters))
 
 
@@ -162,4 +162,4 @@ def test_memory_is_that_of_factors_and_norms():
     adapters = [adapter(3, ('fc', ), norm=True, seed=i) for i in range(2)]
     own = sum(a.num_bytes() for a in adapters)
     ranks = 2 * 3 * 8  # whose each is, in 64 bits
-    assert StackedAdapters(adapters).num_bytes() == own + ranks
+    assert AdapterStack(adapters).num_bytes() == own + ranks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmseg_mile.adapters.adapter import StackedTensors
+from mmseg_mile.adapters.adapter import NormStack
 
 BASE = {
     'weight': torch.tensor([1.0, 1.0]),
@@ -21,7 +21,7 @@ def test_each_tensor_is_the_weighted_mean_in_its_shape():
         'weight': torch.tensor([0.0, 4.0]),
         'scale': torch.tensor([[8.0], [1.0]])
     }]
-    mean = StackedTensors(states).mean([0.25, 0.75], BASE)
+    mean = NormStack(states).mean(BASE, [0.25, 0.75])
     assert torch.equal(mean['weight'], torch.tensor([1.0, 5.0]))
     assert torch.equal(mean['scale'], torch.tensor([[6.0], [1.0]]))
 
@@ -35,7 +35,7 @@ def test_base_stands_in_for_what_an_expert_does_not_own():
     }, {
         'weight': torch.tensor([9.0, 1.0])
     }]
-    mean = StackedTensors(states).mean([0.5, 0.25, 0.25], BASE)
+    mean = NormStack(states).mean(BASE, [0.5, 0.25, 0.25])
     # 0.5 * 5 + 0.25 * 1 + 0.25 * 9, 0.75 * 2 + 0.25 * 4
     assert torch.equal(mean['weight'], torch.tensor([5.0, 1.0]))
     assert torch.equal(mean['scale'], torch.tensor([[2.5], [3.0]]))
@@ -45,7 +45,7 @@ def test_base_stands_in_for_what_an_expert_does_not_own():
 def test_nothing_that_it_was_made_of_is_written_to():
     own = {'weight': torch.tensor([5.0, 1.0])}
     before = {k: v.clone() for k, v in BASE.items()}
-    mean = StackedTensors([own, {}]).mean([0.5, 0.5], BASE)
+    mean = NormStack([own, {}]).mean(BASE, [0.5, 0.5])
     mean['weight'].zero_()
     assert torch.equal(own['weight'], torch.tensor([5.0, 1.0]))
     assert all(torch.equal(BASE[k], before[k]) for k in BASE)
@@ -53,8 +53,8 @@ def test_nothing_that_it_was_made_of_is_written_to():
 
 def test_count_is_that_of_the_first_expert_or_of_the_base():
     nine = {'count': torch.tensor(9)}
-    first = StackedTensors([nine, {}]).mean([0.5, 0.5], BASE)
-    second = StackedTensors([{}, nine]).mean([0.5, 0.5], BASE)
+    first = NormStack([nine, {}]).mean(BASE, [0.5, 0.5])
+    second = NormStack([{}, nine]).mean(BASE, [0.5, 0.5])
     assert int(first['count']) == 9 and int(second['count']) == 7
 
 
@@ -62,15 +62,15 @@ def test_half_precision_is_summed_in_float32():
     states = [{'weight': torch.full((2, ), 1.0).half()}] * 3
     # in half precision the weights would sum to 0.9995
     weights = [0.3333, 0.3333, 0.3334]
-    mean = StackedTensors(states).mean(weights, BASE)['weight']
+    mean = NormStack(states).mean(BASE, weights)['weight']
     assert mean.dtype == torch.half
     assert torch.equal(mean, torch.ones(2).half())
 
 
 def test_memory_is_that_of_the_values():
     states = [{'weight': torch.zeros(2)}, {'weight': torch.zeros(2)}]
-    assert StackedTensors(states).num_bytes() == 2 * 2 * 4
+    assert NormStack(states).num_bytes() == 2 * 2 * 4
 
 
 def test_no_expert_has_no_mean():
-    assert StackedTensors([]).mean([], BASE) == {}
+    assert NormStack([]).mean(BASE, []) == {}

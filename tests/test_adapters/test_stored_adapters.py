@@ -24,12 +24,8 @@ def stored(backbone, name, **changes):
         name=name,
         classes=('road', 'sky'),
         palette=((0, 0, 0), (1, 1, 1)),
-        lora_config=backbone.lora_config,
-        lora=adapter.lora,
-        norm=adapter.norm,
-        head={},
-        head_config={},
-        prototypes={},
+        parts=dict(adapter=adapter.lora, norm=adapter.norm),
+        configs=dict(adapter=backbone.lora_config),
         base_fingerprint=backbone.fingerprint())
     return Expert(**{**values, **changes})
 
@@ -75,7 +71,7 @@ def test_expert_that_does_not_fit_is_refused(make, learned):
     backbone = make()
     learned(backbone, 'one')
     expert = stored(backbone, 'one')
-    expert.lora.pop('layer1.0.conv1.lora_B.weight')
+    expert.parts['adapter'].pop('layer1.0.conv1.lora_B.weight')
     with pytest.raises(ValueError, match='layer1.0.conv1.lora_B.weight'):
         backbone.load_experts([expert])
 

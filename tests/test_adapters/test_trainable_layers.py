@@ -12,47 +12,44 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # yapf: disable
-from mmseg_mile.adapters.fast_layers import (TrainableConv2d, TrainableLayer,
-                                             TrainableLinear,
-                                             TrainableMergedLayer,
-                                             TrainablePointwiseConv2d,
-                                             trainable_layer)
+from mmseg_mile.adapters.fast_layers import (LoRAConv2d, LoRALayer, LoRALinear,
+                                             LoRAPointwiseConv2d, lora_layer)
 
 # yapf: enable
 
 # How to make the layer, an input, and what takes its place. PEFT's own layer
 # is right for all of these.
 LAYERS = {
-    'linear': (lambda: nn.Linear(6, 10), (2, 5, 6), TrainableLinear),
+    'linear': (lambda: nn.Linear(6, 10), (2, 5, 6), LoRALinear),
     'linear_no_bias':
-    (lambda: nn.Linear(6, 10, bias=False), (4, 6), TrainableLinear),
+    (lambda: nn.Linear(6, 10, bias=False), (4, 6), LoRALinear),
     'pointwise':
-    (lambda: nn.Conv2d(6, 10, 1), (2, 6, 4, 5), TrainablePointwiseConv2d),
+    (lambda: nn.Conv2d(6, 10, 1), (2, 6, 4, 5), LoRAPointwiseConv2d),
     'strided_pointwise': (lambda: nn.Conv2d(6, 10, 1, stride=2, bias=False),
-                          (2, 6, 5, 4), TrainablePointwiseConv2d),
+                          (2, 6, 5, 4), LoRAPointwiseConv2d),
     'spatial':
-    (lambda: nn.Conv2d(6, 10, 3, padding=1), (2, 6, 5, 4), TrainableConv2d),
+    (lambda: nn.Conv2d(6, 10, 3, padding=1), (2, 6, 5, 4), LoRAConv2d),
     'strided':
-    (lambda: nn.Conv2d(6, 10, 3, stride=2), (2, 6, 8, 7), TrainableConv2d),
+    (lambda: nn.Conv2d(6, 10, 3, stride=2), (2, 6, 8, 7), LoRAConv2d),
     'padding_by_name': (lambda: nn.Conv2d(6, 10, 3, padding='same'),
-                        (2, 6, 5, 4), TrainableMergedLayer),
+                        (2, 6, 5, 4), LoRALayer),
     'adaptive_padding': (lambda: Conv2dAdaptivePadding(6, 10, 3, stride=2),
-                         (2, 6, 5, 4), TrainableMergedLayer),
+                         (2, 6, 5, 4), LoRALayer),
 }
 
 
 def pair(make: Callable[[], nn.Module],
-         **config: object) -> tuple[nn.Module, TrainableLayer]:
+         **config: object) -> tuple[nn.Module, LoRALayer]:
     """PEFT's layer and ours with the same parameters, away from zero."""
     net = nn.Sequential(make()).double().requires_grad_(False)
     inject_adapter_in_model(
         LoraConfig(r=2, lora_alpha=3, target_modules=['0'], **config), net)
     theirs = net[0].train()
     nn.init.normal_(theirs.lora_B['default'].weight)
-    return theirs, trainable_layer(theirs, 'default').train()
+    return theirs, lora_layer(theirs, 'default').train()
 
 
-def gradients(layer: nn.Module, ours: TrainableLayer,
+def gradients(layer: nn.Module, ours: LoRALayer,
               x: Tensor) -> list[Tensor]:
     """Output, and gradients by input, A and B."""
     y = layer(x)
