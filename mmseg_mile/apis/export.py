@@ -425,7 +425,7 @@ def predict(model: Any,
 
 
 def difference(mine: Output, theirs: Output, tolerance: float) -> str:
-    """What is wrong with the logits for the same images; '' for nothing.
+    """Complaint about logits that differ for the same images, or ''.
 
     Args:
         mine (tuple[Tensor, Tensor]): Of :func:`predict`.

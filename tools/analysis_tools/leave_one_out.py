@@ -55,7 +55,7 @@ Log = Callable[[str], None]
 
 
 class Method(NamedTuple):
-    """How images are routed and predicted without some experts.
+    """Gate and fusion of one compared method.
 
     Args:
         gate (dict): Config of its gate.
