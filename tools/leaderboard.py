@@ -34,7 +34,7 @@ import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile.apis.leaderboard_plan import plan_runs
 from mmseg_mile.apis.leaderboard_runs import LeaderboardRuns
 from mmseg_mile.evaluation.leaderboard import REFERENCE, read_leaderboard
-from mmseg_mile.reports.leaderboard_page import write_leaderboard
+from mmseg_mile.visualization.leaderboard_page import write_leaderboard
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 

@@ -25,8 +25,8 @@ from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import INDEX
 from mmseg_mile.library.files import locked
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
-from mmseg_mile.visualization.class_colours import choose_class_colours
-from mmseg_mile.visualization.overlay import OPACITY, draw_overlay
+from mmseg_mile.visualization.overlay import (OPACITY, choose_class_colours,
+                                              draw_overlay)
 from .images import (Outcome, VideoFile, check_images, count_images,
                      list_sources, load_image, predict_by_size, predict_images,
                      single_images)

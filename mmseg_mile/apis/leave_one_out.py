@@ -23,8 +23,8 @@ from mmseg_mile.files import write_text
 from mmseg_mile.gates.simple_gates import FixedGate
 from mmseg_mile.library.edits import AnyPath
 from mmseg_mile.structures import Task, families
-from mmseg_mile.visualization import save_figure
-from mmseg_mile.visualization.leave_one_out_chart import leave_one_out_chart
+from mmseg_mile.visualization.charts import leave_one_out_chart
+from mmseg_mile.visualization.plots import save_figure
 from .left_out_cells import KeptCells, Wanted, wanted_cells
 from .left_out_run import LeftOutExperts, read_finished
 

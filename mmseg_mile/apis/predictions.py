@@ -19,10 +19,10 @@ import numpy as np
 from mmseg.structures import SegDataSample
 from mmseg_mile.files import read_json, write_json, write_text
 from mmseg_mile.library.edits import AnyPath
-from mmseg_mile.visualization.display_image import read_image_for_display
-from mmseg_mile.visualization.gallery import UNFAMILIAR, Caption
-from mmseg_mile.visualization.overlay import class_shares
-from mmseg_mile.visualization.sample_panel import as_evaluated, cropped_columns
+from mmseg_mile.visualization.overlay import OOD_COLOUR as UNFAMILIAR
+from mmseg_mile.visualization.overlay import (Caption, as_evaluated,
+                                              class_shares, cropped_columns,
+                                              read_image_for_display)
 from .images import ImageSource, VideoFile, VideoWriter
 
 

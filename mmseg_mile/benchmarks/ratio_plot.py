@@ -8,7 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from mmseg_mile.visualization.figure_file import new_figure, save_figure
+from mmseg_mile.visualization.plots import new_figure, save_figure
 
 _BAR_INCHES = 0.3
 _WIDTH = 8.0
@@ -49,8 +49,7 @@ def draw_ratios(bars: Sequence[Bar], axis: str, title: str,
     labels = list(dict.fromkeys(bar.label for bar in bars))
     colours = {x: colormaps['Set2'](i % 8) for i, x in enumerate(labels)}
     slots = len(bars) + len(groups)
-    figure = new_figure(
-        _WIDTH, 1.5 + _BAR_INCHES * slots, layout='constrained')
+    figure = new_figure(_WIDTH, 1.5 + _BAR_INCHES * slots)
     axes = figure.subplots()
     longest = max([b.value for b in bars if b.value is not None] +
                   [b.goal for b in bars if b.goal is not None] + [1e-9])

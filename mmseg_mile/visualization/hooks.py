@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a stream beside its ``results.json``."""
+"""Pictures and report of a stream, beside its ``results.json``."""
 from __future__ import annotations
 
+import shutil
 from functools import partial
+from logging import Logger
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -15,20 +16,11 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 from mmseg_mile.evaluation.results import StreamResults
-from mmseg_mile.evaluation.routing_log import (read_routing_log,
-                                               routing_log_path)
 from mmseg_mile.structures import Task
-from .class_iou import figure_class_iou
-from .embedding_map import figure_embedding_map, has_embedding_map
-from .figure_file import save_figure
-from .gate_confusion import figure_gate_confusion
-from .panel import Panel
-from .picture_store import Entry, PictureStore
-from .prediction_gallery import figure_prediction_gallery
-from .routing_cost import figure_routing_cost
-from .sample_panel import image_miou, make_panel
-from .score_matrix import figure_score_matrix
-from .stream_curves import figure_stream_curves
+from .gallery import (Panel, image_miou, make_panel, panel_path, read_panels,
+                      write_panel)
+from .plots import save_figure
+from .report import kept_folder, plots_of, read_run, write_report
 
 
 @HOOKS.register_module()
@@ -42,10 +34,9 @@ class StreamPicturesHook(Hook):
     the expert of their own task.
 
     The images of the last two are those of the last evaluation row. They
-    are written while it is evaluated, into the folders ``predictions`` and
-    ``routing_cost``, see :class:`PictureStore`: a row that is resumed does
-    not evaluate again what was done before. The main process draws, from
-    the images that it evaluated.
+    are written while it is evaluated, into ``kept/<task learned last>``: a
+    row that is resumed does not evaluate again what was done before. The
+    main process draws, from the images that it evaluated.
 
     Args:
         images_per_task (int): Rows of each task in ``predictions.png``; 0
@@ -72,20 +63,21 @@ class StreamPicturesHook(Hook):
         self._shown: List[str] = []
         self._task: Optional[str] = None
         self._number = 0
+        # points that the routing of each kept image cost, by its file
+        self._costs: Dict[Path, float] = {}
         self._in_row = False
 
     def before_stream_row(self, runner: Runner, task_index: int) -> None:
         """Take up the pictures of this row, forget those of the last."""
         if not is_main_process():
             return
-        tasks = runner.train_loop.tasks
-        self._tasks = [task.name for task in tasks]
+        self._tasks = [task.name for task in runner.train_loop.tasks]
         self._shown = _spread_evenly(self._tasks, self.max_tasks)
         self._task, self._in_row = None, True
-        self._predictions, self._costly = _stores(runner)
-        for store in (self._predictions, self._costly):
-            store.begin_row(self._tasks[task_index],
-                            [(task.classes, task.palette) for task in tasks])
+        self._folder = kept_folder(runner.work_dir, self._tasks[task_index])
+        for folder in self._folder.parent.glob('*'):
+            if folder != self._folder:
+                shutil.rmtree(folder)
 
     def after_stream_val_iter(
             self,
@@ -111,15 +103,14 @@ class StreamPicturesHook(Hook):
         if not is_main_process() or not self._in_row:
             return
         if task.name != self._task:
-            self._begin_task(task.name)
+            self._begin_task(task.name, runner.logger)
         for index, sample in enumerate(data_samples):
             oracle = oracle_samples[index] if oracle_samples else None
-
-            panel = partial(make_panel, task, sample, runner.logger, oracle,
-                            runner.train_loop.data_root)
+            panel = partial(make_panel, task, self._number, sample,
+                            runner.logger, oracle, runner.train_loop.data_root)
             if (self._number < self.images_per_task
                     and task.name in self._shown):
-                self._predictions.add(panel(), self._number)
+                write_panel(self._folder / 'predictions', panel())
             if oracle is not None and oracle is not sample:
                 cost = image_miou(task, oracle) - image_miou(task, sample)
                 self._keep_costly(cost, panel)
@@ -135,80 +126,76 @@ class StreamPicturesHook(Hook):
         if not is_main_process():
             return
         folder = Path(runner.work_dir) / 'pictures'
+        if len(results.tasks) > self.max_tasks and self.images_per_task:
+            runner.logger.info(f'predictions.png shows {self.max_tasks} of '
+                               f'{len(results.tasks)} tasks; set max_tasks of '
+                               'StreamPicturesHook for more')
         drawn = []
-        for name, figure in self._figures(runner, results):
+        run = read_run(runner.work_dir, runner.logger)
+        for name, plot in plots_of(run).items():
             path = folder / f'{name}.png'
-            if figure is None:
+            if plot is None:
                 # one of an earlier, shorter stream would be out of date
                 path.unlink(missing_ok=True)
             else:
-                drawn.append(save_figure(figure, path))
-        runner.logger.info(f'pictures: {", ".join(map(str, drawn))}')
+                drawn.append(str(save_figure(plot(), path)))
+        runner.logger.info(f'pictures: {", ".join(drawn)}')
 
-    def _begin_task(self, name: str) -> None:
+    def _begin_task(self, name: str, logger: Logger) -> None:
         """Forget what was kept of this task and of those after it.
 
         A run that was killed evaluates a task anew from its first image,
         and so all that come after it.
         """
-        anew = self._tasks[self._tasks.index(name):]
-        for store in (self._predictions, self._costly):
-            store.drop(anew)
         self._task, self._number = name, 0
+        for task in self._tasks[self._tasks.index(name):]:
+            for kind in ('predictions', 'routing_cost'):
+                shutil.rmtree(self._folder / kind / task, ignore_errors=True)
+        folder = self._folder / 'routing_cost'
+        self._costs = {
+            panel_path(folder, panel): panel.routing_cost
+            for panel in read_panels(folder, self._tasks, logger)
+        }
 
     def _keep_costly(self, cost: float, panel: Callable[[], Panel]) -> None:
         """Keep an image if its routing cost more than that of another."""
         if not self.costly_images or not cost > 0:
             return
-        kept = self._costly.entries
-        if len(kept) == self.costly_images:
+        if len(self._costs) == self.costly_images:
             # of equal ones, that which came first stays
-            least = min(reversed(kept), key=_cost)
-            if cost <= _cost(least):
+            least = min(reversed(self._costs), key=self._costs.__getitem__)
+            if cost <= self._costs[least]:
                 return
-            self._costly.remove(least)
-        self._costly.add(panel(), self._number)
-
-    def _figures(
-            self, runner: Runner,
-            results: StreamResults) -> Iterator[Tuple[str, Optional[Figure]]]:
-        """Name of each picture, and None where there is nothing to draw."""
-        yield 'score_matrix', figure_score_matrix(results)
-        rows = results.num_finished_rows
-        yield 'stream_curves', figure_stream_curves(results) if rows else None
-        measured = any(results.class_iou['routed'].values())
-        yield 'class_iou', figure_class_iou(results) if measured else None
-        yield 'gate_confusion', (
-            figure_gate_confusion(results) if results.has_gate else None)
-        log = routing_log_path(runner.work_dir, results.tasks[rows - 1])
-        images = read_routing_log(log) if rows and log.exists() else []
-        yield 'embedding_map', (
-            figure_embedding_map(results, images) if has_embedding_map(
-                results, images) else None)
-        predictions, costly = _stores(runner)
-        panels = predictions.panels(runner.logger)
-        if panels and len(results.tasks) > self.max_tasks:
-            runner.logger.info(f'predictions.png shows {self.max_tasks} of '
-                               f'{len(results.tasks)} tasks; set max_tasks of '
-                               'StreamPicturesHook for more')
-        yield 'predictions', (
-            figure_prediction_gallery(panels) if panels else None)
-        panels = sorted(
-            costly.panels(runner.logger),
-            key=lambda panel: panel.routing_cost,
-            reverse=True)
-        yield 'routing_cost', figure_routing_cost(panels) if panels else None
+            del self._costs[least]
+            least.unlink()
+        path = write_panel(self._folder / 'routing_cost', panel())
+        self._costs[path] = cost
 
 
-def _stores(runner: Runner) -> Tuple[PictureStore, PictureStore]:
-    """Of the first images of each task, and of the costliest."""
-    folder = Path(runner.work_dir) / 'pictures'
-    return (PictureStore(folder / 'predictions'),
-            PictureStore(folder / 'routing_cost'))
+@HOOKS.register_module()
+class StreamReportHook(Hook):
+    """Writes ``report.html`` into the work dir at the end of a stream.
 
+    Everything in it is read from what the run left there; ``tools/report.py``
+    writes the same page at any time.
+    """
 
-def _cost(entry: Entry) -> float:
-    return entry['oracle_miou'] - entry['miou']
+    # after the pictures that the report shows
+    priority = 'VERY_LOW'
+
+    def after_stream(self, runner: Runner, results: StreamResults) -> None:
+        """Write the report and log where it is.
+
+        A report that cannot be written is a warning: the results are there.
+        """
+        if not is_main_process():
+            return
+        try:
+            path = write_report(runner.work_dir)
+        except (OSError, ValueError) as error:
+            runner.logger.warning(f'there is no report: {error}')
+        else:
+            runner.logger.info(f'report: {path}')
 
 
 def _spread_evenly(names: List[str], at_most: int) -> List[str]:
