@@ -56,7 +56,7 @@ from mmseg_mile.evaluation.leaderboard import (REFERENCE, read_leaderboard,
                                                write_shown_tables)
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.files import read_json
-from mmseg_mile.reports.leaderboard_page import write_leaderboard
+from mmseg_mile.visualization.leaderboard_page import write_leaderboard
 
 TRAIN = [sys.executable, str(Path(__file__).resolve().with_name('train.py'))]
 # Settings that this program chooses for each run.

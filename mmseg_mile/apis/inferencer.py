@@ -24,9 +24,9 @@ from rich.progress import track
 from mmseg.structures import SegDataSample
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import INDEX
-from mmseg_mile.visualization.class_colours import choose_class_colours
-from mmseg_mile.visualization.gallery import UNFAMILIAR, Caption
-from mmseg_mile.visualization.overlay import OPACITY, draw_overlay
+from mmseg_mile.visualization.overlay import (OOD_COLOUR, OPACITY, Caption,
+                                              choose_class_colours,
+                                              draw_overlay)
 from .images import ImageSource, Source, VideoFile, check_images, list_sources
 from .library_model import (build_model, change_config, choose_pipeline,
                             config_and_pipelines, known_experts)
@@ -250,7 +250,7 @@ class MILEInferencer:
         ])
         captions = [
             Caption(prediction.title, bold=True),
-            Caption(prediction.note, UNFAMILIAR)
+            Caption(prediction.note, OOD_COLOUR)
             if prediction.ood else Caption(prediction.note)
         ]
         legend = None

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from mmseg.structures import SegDataSample
 from mmseg_mile.files import read_json, write_json
 from mmseg_mile.library.edits import AnyPath
-from mmseg_mile.visualization.display_image import read_image_for_display
+from mmseg_mile.visualization.overlay import read_image_for_display
 from .images import ImageSource, Source, VideoFile
 
 
