@@ -90,6 +90,10 @@ class MILEInferencer:
                  cfg_options: Optional[Dict[str, Any]] = None,
                  device: Optional[str] = None,
                  show_progress: bool = True) -> None:
+        init_default_scope('mmseg')
+        if not MMLogger.check_instance_created('mmengine'):
+            # not a line for each weight that a head starts from
+            MMLogger.get_instance('mmengine', log_level='WARNING')
         self._store = open_library(library)
         names = known_experts(
             self._store.names if experts is None else experts,
@@ -108,10 +112,6 @@ class MILEInferencer:
             ood_policy=ood_policy,
             fusion=fusion,
             vocabulary=vocabulary and list(vocabulary))
-        init_default_scope('mmseg')
-        if not MMLogger.check_instance_created('mmengine'):
-            # not a line for each weight that a head starts from
-            MMLogger.get_instance('mmengine', log_level='WARNING')
         self.model = build_model(self.cfg, self._store, opened, device
                                  or get_device())
         gate = self.model.gate
