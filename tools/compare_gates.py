@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import glob
-from typing import Sequence
+from typing import Any, Dict, Sequence
 
 from analysis_tools.gate_studies import (Images, embedders_of, held_out_study,
                                          perturbation_study, routing_study)
@@ -32,7 +32,7 @@ from mmseg_mile.evaluation.tables import markdown_table
 from mmseg_mile.library.edits import open_library
 
 # Options of single studies, which have no say in the others.
-DEFAULTS = dict(
+DEFAULTS: Dict[str, Dict[str, Any]] = dict(
     routing=dict(scales=[1.0, 0.5]),
     held_out=dict(embeddings=None, quantiles=[0.99, 0.95]),
     disturbed=dict(embeddings=None, perturbation_weights=[0.0, 0.25]))
@@ -86,11 +86,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={})
     args = parser.parse_args()
-    for name in {name for group in DEFAULTS.values() for name in group}:
-        if name not in DEFAULTS[args.study] and hasattr(args, name):
+    defaults = DEFAULTS[args.study]
+    for name in (name for group in DEFAULTS.values() for name in group):
+        if name not in defaults and hasattr(args, name):
             parser.error(f'--{name.replace("_", "-")} is of another study')
-    given = DEFAULTS[args.study]
-    return argparse.Namespace(**{**given, **vars(args)})
+    return argparse.Namespace(**{**defaults, **vars(args)})
 
 
 def stream_images(runner: Runner, loop: IncrementalTaskLoop) -> Images:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mmseg_mile.gates.embedders import (FeatureStatisticsEmbedder,
@@ -24,32 +25,30 @@ from mmseg_mile.gates.embedders import (FeatureStatisticsEmbedder,
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
-# Shape legend: N images, L views, D embedding, T domains, C channels,
-# H x W grid
+# Shape legend: N images, L views, D embedding, C channels, H x W grid
 
 #: By domain, batches of the images to learn from and of those to route.
 Images = Mapping[str, Tuple[Iterable[dict], Iterable[dict]]]
 #: Of an image (H, W, C), 0 to 255.
 Disturbance = Callable[[np.ndarray], np.ndarray]
 
-_ALL_STATISTICS = ('mean', 'std')
-_FIRST_STAGE: Dict[str, Any] = dict(stages=(0, ), statistics=_ALL_STATISTICS)
+_LAST: Dict[str, Any] = dict(stages=(-1, ), statistics=('mean', ))
+_ALL: Dict[str, Any] = dict(stages=None, statistics=('mean', 'std'))
+_FIRST: Dict[str, Any] = dict(_ALL, stages=(0, ))
 #: Embedders of the routing study, at every scale.
 STAGE_SETS: Dict[str, Dict[str, Any]] = {
-    'last stage, mean': dict(stages=(-1, ), statistics=('mean', )),
-    'all stages, mean + std': dict(stages=None, statistics=_ALL_STATISTICS),
-    'first two stages, mean + std':
-    dict(stages=(0, 1), statistics=_ALL_STATISTICS),
-    'first stage, mean + std': _FIRST_STAGE,
+    'last stage, mean': _LAST,
+    'all stages, mean + std': _ALL,
+    'first two stages, mean + std': dict(_ALL, stages=(0, 1)),
+    'first stage, mean + std': _FIRST,
 }
 #: Embedders of the other studies.
 EMBEDDINGS: Dict[str, Dict[str, Any]] = {
-    'last stage, mean, full': dict(stages=(-1, ), statistics=('mean', )),
-    'all stages, half':
-    dict(stages=None, statistics=_ALL_STATISTICS, scale=0.5),
-    'first stage, quarter': dict(_FIRST_STAGE, scale=0.25),
-    'first stage, half': dict(_FIRST_STAGE, scale=0.5),
-    'first stage, full': _FIRST_STAGE,
+    'last stage, mean, full': _LAST,
+    'all stages, half': dict(_ALL, scale=0.5),
+    'first stage, quarter': dict(_FIRST, scale=0.25),
+    'first stage, half': dict(_FIRST, scale=0.5),
+    'first stage, full': _FIRST,
 }
 _MILE_PLUS: Dict[str, Any] = dict(
     metric='mahalanobis', perturbation_weight=0.25)
@@ -75,7 +74,7 @@ class Split(NamedTuple):
     """Embeddings of one domain.
 
     Args:
-        train (Tensor): (N, D) or (N, L, D), see :meth:`BaseGate.fit`.
+        train (Tensor): (N, L, D), to learn, see :meth:`BaseGate.fit`.
         test (Tensor): (N, D), to route.
     """
     train: Tensor
@@ -110,21 +109,21 @@ def embedders_of(model: ExpertSegmentor,
 
 
 def embed(model: ExpertSegmentor,
-          embedders: Mapping[str, Any],
+          embedders: Mapping[Any, Any],
           loader: Iterable[dict],
-          num_views: int = 1) -> Dict[str, Tensor]:
+          num_views: int = 1) -> Dict[Any, Tensor]:
     """Embeddings of images by several embedders in one pass.
 
     Args:
         model (ExpertSegmentor): Whose frozen base and preprocessor.
-        embedders (Mapping[str, Any]): By name.
+        embedders (Mapping[Any, Any]): By name.
         loader (Iterable[dict]): Batches of images.
         num_views (int): L of each image. Defaults to 1: the image alone.
 
     Returns:
-        dict[str, Tensor]: By name (N, D), or (N, L, D) for several views.
+        dict[Any, Tensor]: By name, (N, L, D).
     """
-    parts: Dict[str, List[Tensor]] = {name: [] for name in embedders}
+    parts: Dict[Any, List[Tensor]] = {name: [] for name in embedders}
     for batch in loader:
         views = [
             model.data_preprocessor(view, False)['inputs']
@@ -132,20 +131,19 @@ def embed(model: ExpertSegmentor,
         ]
         for name, embedder in embedders.items():
             found = [embedder(model.backbone, view).cpu() for view in views]
-            parts[name].append(found[0] if num_views ==
-                               1 else torch.stack(found, 1))
+            parts[name].append(torch.stack(found, 1))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
-def embed_domains(model: ExpertSegmentor, embedders: Mapping[str, Any],
-                  images: Images) -> Dict[str, Dict[str, Split]]:
+def embed_domains(model: ExpertSegmentor, embedders: Mapping[Any, Any],
+                  images: Images) -> Dict[Any, Dict[str, Split]]:
     """Embeddings of all images, by embedder and by domain."""
-    found: Dict[str, Dict[str, Split]] = {name: {} for name in embedders}
+    found: Dict[Any, Dict[str, Split]] = {name: {} for name in embedders}
     for domain, (train, test) in images.items():
         learned = embed(model, embedders, train, _NUM_VIEWS)
         routed = embed(model, embedders, test)
         for name in embedders:
-            found[name][domain] = Split(learned[name], routed[name])
+            found[name][domain] = Split(learned[name], routed[name][:, 0])
     return found
 
 
@@ -165,23 +163,16 @@ def routing_study(model: ExpertSegmentor, images: Images,
         pd.DataFrame: Text; per cent of the images routed right, by domain
         and of all, and flagged as out-of-distribution.
     """
-    names = {
-        f'{label}, {scale}': (label, scale)
-        for scale, label in product(scales, STAGE_SETS)
-    }
     embedders = {
-        name: FeatureStatisticsEmbedder(scale=scale, **STAGE_SETS[label])
-        for name, (label, scale) in names.items()
+        (label, scale): FeatureStatisticsEmbedder(scale=scale, **options)
+        for scale, (label, options) in product(scales, STAGE_SETS.items())
     }
     rows = []
     for name, domains in embed_domains(model, embedders, images).items():
         for gate, options in GATES.items():
-            confusion, flagged = route(fitted(domains, **options), domains)
-            right = confusion.diagonal() / confusion.sum(1)
-            overall = confusion.trace() / confusion.sum()
-            rows.append(
-                [*names[name], _size(domains), gate] +
-                [f'{100 * share:.1f}' for share in (*right, overall, flagged)])
+            figures = route(fitted(domains, **options), domains)
+            rows.append([*name, _size(domains), gate] +
+                        [f'{figure:.1f}' for figure in figures])
     return _frame(['embedding', 'scale', 'values', 'gate'] +
                   [f'{name} %' for name in images] + ['all %', 'flagged %'],
                   rows)
@@ -195,22 +186,22 @@ def fitted(domains: Mapping[str, Split], **options: Any) -> PrototypeGate:
     return gate
 
 
-def route(gate: PrototypeGate,
-          domains: Mapping[str, Split]) -> Tuple[np.ndarray, float]:
-    """Confusion of a gate that has learned these domains in this order.
+def route(gate: PrototypeGate, domains: Mapping[str, Split]) -> List[float]:
+    """Figures of a gate that has learned these domains in this order.
 
     Returns:
-        tuple[np.ndarray, float]: (T, T) image counts, rows true domain,
-        columns chosen; share of the images flagged as out-of-distribution.
+        list[float]: Per cent of each domain's test images routed right, of
+        all of them, and of all flagged as out-of-distribution.
     """
-    confusion = np.zeros((len(domains), len(domains)), dtype=int)
-    num_flagged = 0
-    for row, split in zip(confusion, domains.values()):
+    right, flagged = [], []
+    for index, split in enumerate(domains.values()):
         routing = gate.route(split.test, [None] * len(split.test))
-        chosen = routing.weights.argmax(1).numpy()
-        row += np.bincount(chosen, minlength=len(domains))
-        num_flagged += int(routing.ood.sum())
-    return confusion, num_flagged / confusion.sum()
+        right.append(routing.weights.argmax(1) == index)
+        flagged.append(routing.ood)
+    return [
+        100 * float(images.double().mean())
+        for images in (*right, torch.cat(right), torch.cat(flagged))
+    ]
 
 
 def _size(domains: Mapping[str, Split]) -> int:
@@ -273,12 +264,11 @@ def held_out_study(model: ExpertSegmentor, images: Images,
     for (name, domains), (gate, options), quantile in product(
             embedded.items(), HELD_OUT_GATES.items(), quantiles):
         options = dict(options, ood_quantile=quantile)
-        confusion, _ = route(fitted(domains, **options), domains)
-        right = confusion.trace() / confusion.sum()
+        right = route(fitted(domains, **options), domains)[-2]
         scores = hold_out(domains, **options)
         mean = OodScores(*np.mean(list(scores.values()), axis=0))
         rows.append(
-            [name, _size(domains), gate, quantile, f'{100 * right:.1f}'] +
+            [name, _size(domains), gate, quantile, f'{right:.1f}'] +
             [scores[domain] for domain in images] + [
                 f'{mean.auroc:.3f}', f'{100 * mean.false_alarms:.1f}',
                 f'{100 * mean.detected:.0f}'
@@ -312,47 +302,38 @@ def _ood_score(gate: PrototypeGate, images: Tensor) -> np.ndarray:
     return gate.ood_score(images, gate.distances(images)).numpy()
 
 
-def auroc(familiar: Sequence[float], ood: Sequence[float]) -> float:
+def auroc(familiar: ArrayLike, ood: ArrayLike) -> float:
     """Area under the receiver operating characteristic.
 
     The share of all pairs in which the out-of-distribution image scores
-    above the familiar one; a tie is half a pair.
+    above the familiar one, where a tie is half a pair; 0.5 is chance.
 
     Args:
-        familiar (Sequence[float]): Scores of images of known domains.
-        ood (Sequence[float]): Scores of out-of-distribution images.
-
-    Returns:
-        float: 0 to 1; 0.5 is chance.
+        familiar (ArrayLike): Scores of images of known domains.
+        ood (ArrayLike): Scores of out-of-distribution images.
 
     Example: familiar 1, 2, 3 and out-of-distribution 2, 4: of six pairs four
     are in order and one is a tie -> 4.5 / 6 = 0.75.
     """
-    known = np.sort(familiar)
+    known, ood = np.sort(familiar), np.asarray(ood)
     below = np.searchsorted(known, ood, 'left').sum()
     up_to = np.searchsorted(known, ood, 'right').sum()
     return float(below + up_to) / (2 * len(known) * len(ood))
 
 
-def fpr95(familiar: Sequence[float], ood: Sequence[float]) -> float:
+def fpr95(familiar: ArrayLike, ood: ArrayLike) -> float:
     """Share of familiar images flagged when 95 % of the others are.
 
     The threshold is the highest that flags, with the images on it, at least
-    95 % of the out-of-distribution images.
-
-    Args:
-        familiar (Sequence[float]): Scores of images of known domains.
-        ood (Sequence[float]): Scores of out-of-distribution images.
-
-    Returns:
-        float: 0 to 1, lower is better.
+    95 % of the out-of-distribution images; arguments as of :func:`auroc`.
 
     Example: familiar 1, 2, 3, 4 and out-of-distribution 3, 5: 95 % of two
     are both, so the threshold is 3 -> 2 / 4 = 0.5.
     """
+    ood = np.sort(ood)
     # rounded first: 0.95 * 20 is a little above 19 in floating point
     count = math.ceil(round(0.95 * len(ood), 9))
-    threshold = np.sort(ood)[len(ood) - count]
+    threshold = ood[len(ood) - count]
     return float(np.mean(np.asarray(familiar) >= threshold))
 
 
@@ -384,16 +365,13 @@ def perturbation_study(model: ExpertSegmentor, images: Images,
     rows = []
     for name, weight in product(embedders, perturbation_weights):
         qualities = [{
-            domain: Split(train[name], tests[domain][name])
+            domain: Split(train[name], tests[domain][name][:, 0])
             for domain, train in learned.items()
         } for tests in disturbed]
         gate = fitted(
             qualities[0], metric='mahalanobis', perturbation_weight=weight)
-        cells = []
-        for domains in qualities:
-            confusion, flagged = route(gate, domains)
-            right = confusion.trace() / confusion.sum()
-            cells.append(f'{100 * right:.1f} / {100 * flagged:.0f}')
+        figures = [route(gate, domains)[-2:] for domains in qualities]
+        cells = [f'{right:.1f} / {flagged:.0f}' for right, flagged in figures]
         rows.append([name, _size(qualities[0]), weight, *cells])
     return _frame(['embedding', 'values', 'perturbation weight'] +
                   list(DISTURBANCES), rows)
@@ -429,7 +407,7 @@ def compressed(image: np.ndarray, quality: int) -> np.ndarray:
     """Through a JPEG file of this quality, 0 to 100."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     _, data = cv2.imencode('.jpg', _rounded(image), options)
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
 
 
 def noisy(image: np.ndarray, deviation: float) -> np.ndarray:
