@@ -21,9 +21,9 @@ from mmengine.registry import init_default_scope
 from rich.progress import track
 
 from mmseg.structures import SegDataSample
+from mmseg_mile.files import locked
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import INDEX
-from mmseg_mile.library.files import locked
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.visualization.class_colours import choose_class_colours
 from mmseg_mile.visualization.overlay import OPACITY, draw_overlay

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmseg_mile.library.files import write_file
+from mmseg_mile.files import write_bytes
 
 
 def diverged(what: str, iteration: int) -> FloatingPointError:
@@ -153,7 +153,7 @@ def write_snapshot(path: Path, state: Dict[str, Any]) -> None:
         for k, v in tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(
+    write_bytes(
         path,
         save(tensors, dict(content=text, checksum=_checksum(text, tensors))))
 

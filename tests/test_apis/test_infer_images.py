@@ -12,7 +12,7 @@ from tiny import make_predicting_library
 
 from mmseg_mile.apis.images import VideoReader, VideoWriter
 from mmseg_mile.apis.inferencer import MILEInferencer, infer_images
-from mmseg_mile.library.files import locked
+from mmseg_mile.files import locked
 
 
 @pytest.fixture(scope='module')

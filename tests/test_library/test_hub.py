@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import shutil
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -81,7 +80,7 @@ def hub(monkeypatch, tmp_path):
 def contents(folder):
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
-        for p in folder.rglob('*') if p.is_file()
+        for p in folder.rglob('*') if p.is_file() and p.name != '.lock'
     }
 
 
@@ -177,9 +176,9 @@ def test_folder_that_is_taken_needs_force_and_a_library(cnn, hub, tmp_path):
     with pytest.raises(ValueError, match='pulled exists.*--force'):
         pull_library(REPO, tmp_path / 'pulled')
     pull_library(REPO, tmp_path / 'pulled', force=True)
-    assert not verify_library(tmp_path / 'pulled').broken
+    assert verify_library(tmp_path / 'pulled') == []
     (tmp_path / 'photos').mkdir()
-    with pytest.raises(ValueError, match='photos is no library'):
+    with pytest.raises(ValueError, match='photos exists.*libraries only'):
         pull_library(REPO, tmp_path / 'photos', force=True)
 
 
@@ -202,12 +201,6 @@ def test_hub_that_cannot_be_reached_is_said_with_a_next_step(
     with pytest.raises(ValueError, match='cannot be used.*no route.*login'):
         pull_library(REPO, tmp_path / 'pulled')
     assert not (tmp_path / 'pulled').exists()
-
-
-def test_missing_client_is_said_with_a_next_step(cnn, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(ValueError, match='pip install huggingface_hub'):
-        push_library(cnn.store.root, REPO)
 
 
 def test_client_has_the_calls_that_the_fake_has():
