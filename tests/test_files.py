@@ -5,30 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmseg_mile import files
 from mmseg_mile.files import (locked, new_folder, num_values, read_bytes,
                               read_json, read_tensors, sha256, write_bytes,
                               write_json, write_tensors, write_text)
-
-LIMITED = """
-import importlib.util, resource
-spec = importlib.util.spec_from_file_location('files', {file!r})
-files = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(files)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    files.write_bytes({path!r}, bytes(5000))
-except OSError as error:
-    print(error)
-"""
 
 
 def names(folder):
@@ -74,18 +59,6 @@ def test_failing_write_names_file_and_room_and_leaves_the_old_file(
     for words in (f'the disk is full: {tmp_path / "a"} cannot be written',
                   'needs 321 bytes, the disk has ', 'make room', '--resume'):
         assert words in str(caught.value)
-    assert (tmp_path / 'a').read_bytes() == b'old'
-    assert names(tmp_path) == ['a']
-
-
-def test_limit_of_the_operating_system_leaves_the_old_file(tmp_path):
-    write_bytes(tmp_path / 'a', b'old')
-    code = LIMITED.format(file=files.__file__, path=str(tmp_path / 'a'))
-    told = subprocess.run([sys.executable, '-c', code],
-                          capture_output=True,
-                          text=True,
-                          check=True).stdout
-    assert 'File too large' in told and 'needs 5000 bytes' in told
     assert (tmp_path / 'a').read_bytes() == b'old'
     assert names(tmp_path) == ['a']
 

@@ -44,14 +44,9 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
     '--rank':
     dict(type=int, help='cut to this rank (default: the sum of the ranks)'),
     '--head':
-    dict(
-        metavar='NAME',
-        help='expert whose head to take (default: the '
-        'heaviest)'),
+    dict(metavar='NAME', help='gives the head (default: the heaviest)'),
     '--pool':
-    dict(
-        action='store_true',
-        help='one prototype for all images, not those of each expert'),
+    dict(action='store_true', help='one prototype for all images together'),
     '--config':
     dict(required=True, help='config that the library was trained with'),
     '--head-from':

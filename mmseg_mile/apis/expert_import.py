@@ -17,8 +17,7 @@ from mmseg_mile.adapters.base_weights import weights_checksum
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 from mmseg_mile.adapters.targets import called_modules, is_adaptable
 from mmseg_mile.library.edits import check_free
-from mmseg_mile.library.expert_store import (AnyPath, ExpertStore,
-                                             open_library)
+from mmseg_mile.library.expert_store import AnyPath, ExpertStore, open_library
 from mmseg_mile.library.peft_exchange import PeftAdapter, read_peft_folder
 from mmseg_mile.methods.continual_segmentor import head_config
 from mmseg_mile.methods.mile.expert_heads import ExpertHead
@@ -85,24 +84,30 @@ def import_peft(library: AnyPath,
         prototypes = store.open([prototypes_from])[0].parts['prototypes']
     else:
         prototypes = _fit(model, new, images, prototypes_from, cfg, task)
+    expert = _expert(new, adapter, head, prototypes, store.base_fingerprint,
+                     folder)
+    # shows that it fits
+    model.import_expert(expert)
+    store.save(expert)
+    return adapter
+
+
+def _expert(name: str, adapter: PeftAdapter, head: ExpertHead,
+            prototypes: TensorDict, base: str, folder: AnyPath) -> Expert:
     norm = dict(norm=adapter.others) if adapter.others else {}
     weights = dict(adapter=adapter.lora, head=head.state, **norm)
-    expert = Expert(
-        name=new,
+    return Expert(
+        name=name,
         classes=head.classes,
         palette=head.palette,
         parts=dict(weights, prototypes=prototypes),
         configs=dict(adapter=adapter.config, head=head.config),
-        base_fingerprint=store.base_fingerprint,
+        base_fingerprint=base,
         provenance=dict(
             weights_sha256=weights_checksum(weights),
             imported_from=str(folder),
             peft_version=adapter.peft_version,
             base_told=adapter.base_fingerprint is not None))
-    # shows that it fits
-    model.import_expert(expert)
-    store.save(expert)
-    return adapter
 
 
 def prediction_pipeline(cfg: Any, task: Optional[str] = None) -> List[Any]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -177,46 +177,46 @@ def verify_library(library: AnyPath) -> List[str]:
         broken += _not_finite(base, store.root / BASE)
     except ValueError as error:
         broken.append(str(error))
-    base = unpack_base(base)
-    base_is_whole = not broken
+    whole_base = None if broken else unpack_base(base)
     for name in store.names:
-        found = broken_files(store, name)
-        if base_is_whole and not found:
-            found = _wrong_content(store, name, base)
-        broken += found
+        broken += _problems(store, name, whole_base)
     return broken
 
 
-def broken_files(store: ExpertStore, name: str) -> List[str]:
-    """What is wrong with the files of an expert, each by its path."""
-    broken = []
+def _problems(store: ExpertStore,
+              name: str,
+              base: Optional[Mapping[str, Tensor]] = None) -> List[str]:
+    """What is wrong with an expert, each with the file it is wrong in.
+
+    Args:
+        store (ExpertStore): The library.
+        name (str): The expert.
+        base (Mapping[str, Tensor], optional): Layers of the base, to check
+            also what checksums do not tell. Defaults to None.
+    """
     try:
         expert, = store.open([name])
     except ValueError as error:
         return [str(error)]
+    problems = []
+
+    def check(where: str, act: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            act(*arguments)
+        except ValueError as error:
+            problems.append(f'{where}{error}')
+
     for file, checksum in expert.checksums.items():
-        try:
-            read_bytes(expert.folder / file, checksum)
-        except ValueError as error:
-            broken.append(str(error))
-    return broken
-
-
-def _wrong_content(store: ExpertStore, name: str,
-                   base: Mapping[str, Tensor]) -> List[str]:
-    """What checksums do not tell: an expert that was written wrong."""
-    expert, = store.open([name])
-    broken = []
-    for check in (partial(check_base, [expert], store.base_fingerprint),
-                  partial(check_classes,
-                          expert), partial(adapter_of, expert, base)):
-        try:
-            check()
-        except ValueError as error:
-            broken.append(f'{expert.folder}: {error}')
+        check('', read_bytes, expert.folder / file, checksum)
+    if base is None or problems:
+        return problems
+    where = f'{expert.folder}: '
+    check(where, check_base, [expert], store.base_fingerprint)
+    check(where, check_classes, expert)
+    check(where, adapter_of, expert, base)
     for part, tensors in expert.parts.items():
-        broken += _not_finite(tensors, expert.folder / file_of(part))
-    return broken
+        problems += _not_finite(tensors, expert.folder / file_of(part))
+    return problems
 
 
 def _not_finite(tensors: Mapping[str, Tensor], path: Path) -> List[str]:
@@ -298,32 +298,9 @@ def merge_experts(library: AnyPath,
     experts = {e.name: e.load() for e in store.open(list(shares))}
     merged = Merged(new, 0, head, shares)
     adapter = _merged_adapter(store, experts, merged, rank)
-    chosen = experts[head]
-    # of scaling 1
-    config = dict(
-        chosen.configs['adapter'],
-        r=merged.rank,
-        lora_alpha=merged.rank,
-        use_rslora=False)
-    norm = dict(norm=adapter.norm) if adapter.norm else {}
-    kept = dict(adapter=adapter.lora, head=chosen.parts['head'], **norm)
     prototypes = merge_prototypes(
         [e.parts['prototypes'] for e in experts.values()], pooled)
-    origin = [
-        dict(expert=name, weight=shares[name], provenance=expert.provenance)
-        for name, expert in experts.items()
-    ]
-    store.save(
-        replace(
-            chosen,
-            name=new,
-            parts=dict(kept, prototypes=prototypes),
-            configs=dict(chosen.configs, adapter=config),
-            provenance=dict(
-                merged_from=origin,
-                rank=merged.rank,
-                head_from=head,
-                weights_sha256=weights_checksum(kept))))
+    store.save(_merged_expert(experts, merged, adapter, prototypes))
     return merged
 
 
@@ -364,6 +341,33 @@ def _merged_adapter(store: ExpertStore, experts: Dict[str, Expert],
     return adapter
 
 
+def _merged_expert(experts: Mapping[str, Expert], merged: Merged,
+                   adapter: Adapter, prototypes: TensorDict) -> Expert:
+    chosen = experts[merged.head]
+    config = dict(
+        chosen.configs['adapter'],
+        # of scaling 1
+        r=merged.rank,
+        lora_alpha=merged.rank,
+        use_rslora=False)
+    norm = dict(norm=adapter.norm) if adapter.norm else {}
+    weights = dict(adapter=adapter.lora, head=chosen.parts['head'], **norm)
+    origin = [
+        dict(expert=name, weight=weight, provenance=experts[name].provenance)
+        for name, weight in merged.weights.items()
+    ]
+    return replace(
+        chosen,
+        name=merged.name,
+        parts=dict(weights, prototypes=prototypes),
+        configs=dict(chosen.configs, adapter=config),
+        provenance=dict(
+            merged_from=origin,
+            rank=merged.rank,
+            head_from=merged.head,
+            weights_sha256=weights_checksum(weights)))
+
+
 def list_experts(library: AnyPath) -> List[Dict[str, Any]]:
     """Every expert of a library, with all its files checked.
 
@@ -377,7 +381,7 @@ def list_experts(library: AnyPath) -> List[Dict[str, Any]]:
     store = open_library(library)
     rows, experts = [], []
     for name in store.names:
-        broken = broken_files(store, name)
+        broken = _problems(store, name)
         rows.append(dict(expert=name, checksums=(broken or ['ok'])[0]))
         if not broken:
             experts += store.open([name])
@@ -416,17 +420,16 @@ def _facts(expert: StoredExpert, names: Mapping[Any, str]) -> Dict[str, Any]:
         'rank': expert.configs.get('adapter', {}).get('r'),
         'parameters': sum(v for k, v in values.items() if k != 'prototypes'),
         'bytes': sum(sizes),
-        'task data': task_data(expert.provenance),
-        'started from': started_from(expert.provenance, names)
+        'task data': _task_data(expert.provenance),
+        'started from': _started_from(expert.provenance, names)
     }
 
 
-def task_data(provenance: Mapping[str, Any]) -> str:
+def _task_data(provenance: Mapping[str, Any]) -> str:
     """What an expert was trained on, in a few words.
 
-    Args:
-        provenance (Mapping): Of the expert. Training writes the config of
-            its dataset there, a merge its experts, an import its folder.
+    Training writes the config of its dataset into the provenance, a merge
+    its experts, an import its folder.
     """
     if 'merged_from' in provenance:
         parts = provenance['merged_from']
@@ -439,21 +442,14 @@ def task_data(provenance: Mapping[str, Any]) -> str:
         for key in ('type', 'data_root') if key in config) or 'unknown'
 
 
-def started_from(provenance: Mapping[str, Any], names: Mapping[Any,
-                                                               str]) -> str:
-    """What an expert started from, as its record says.
-
-    Args:
-        provenance (Mapping): Of the expert.
-        names (Mapping[str, str]): By the checksum of its weights, what an
-            expert of the library is called now.
-    """
+def _started_from(provenance: Mapping[str, Any], names: Mapping[Any,
+                                                                str]) -> str:
+    """Names of an expert's parents, as ``names`` calls them now."""
     for made in ('merged', 'imported'):
         if f'{made}_from' in provenance:
             return made
-    parents = provenance.get('started_from')
-    if parents is None:
+    if 'started_from' not in provenance:
         return 'unknown'
     return ', '.join(
         names.get(checksum, name)
-        for name, checksum in parents.items()) or 'base'
+        for name, checksum in provenance['started_from'].items()) or 'base'

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import (Any, Callable, ClassVar, Dict, Iterator, List, Mapping,
-                    Optional, Sequence, Tuple, Type, TypeVar, Union, get_args,
-                    get_origin, get_type_hints)
+                    Optional, Sequence, Tuple, Union, get_args, get_origin,
+                    get_type_hints)
 
 from peft import LoraConfig
 
@@ -31,21 +31,14 @@ ADAPTER = 'adapter_model.safetensors'
 PEFT_PREFIX = 'base_model.model.'
 
 _FILE = re.compile(r'[a-z]\w*\.safetensors|adapter_config\.json', re.ASCII)
-_Record = TypeVar('_Record')
 
 
 @dataclass
 class ExpertRecord:
-    """Contents of an ``expert.json``.
+    """Contents of an ``expert.json``: an expert but for its tensors.
 
-    Args:
-        name (str): Of the expert, and of its folder.
-        classes (list[str]): Label space of the head.
-        palette (list[list[int]]): One RGB triple per class.
-        configs (dict[str, dict]): What rebuilds a part, by its name.
-        base_fingerprint (str): Of the base; '' for a model of its own.
-        provenance (dict): Facts about the training.
-        files (dict[str, str]): SHA-256 of each file but this.
+    ``files`` has the SHA-256 of each other file of the folder;
+    ``base_fingerprint`` is '' for a model without a base.
     """
     SCHEMA: ClassVar[int] = 2
 
@@ -62,11 +55,8 @@ class ExpertRecord:
 class LibraryIndex:
     """Contents of a ``library.json``.
 
-    Args:
-        base_fingerprint (str): Of the base that all experts belong to.
-        base_checksum (str): SHA-256 of its file.
-        experts (dict[str, str]): SHA-256 of each expert's record, by its
-            name, in the order in which they were learned.
+    ``experts`` has the SHA-256 of each expert's record by its name, in the
+    order in which they were learned.
     """
     SCHEMA: ClassVar[int] = 3
 
@@ -75,9 +65,7 @@ class LibraryIndex:
     experts: Dict[str, str]
 
 
-def read_record(kind: Type[_Record],
-                path: Path,
-                checksum: Optional[str] = None) -> _Record:
+def read_record(kind: Any, path: Path, checksum: Optional[str] = None) -> Any:
     """Read an ``expert.json`` or a ``library.json``.
 
     Args:
@@ -91,13 +79,13 @@ def read_record(kind: Type[_Record],
             field is missing or of the wrong type; names file and field.
     """
     content = read_json(path, checksum)
-    schema = content.get('schema') if isinstance(content, dict) else None
-    if schema != kind.SCHEMA:  # type: ignore[attr-defined]
-        raise ValueError(f'{path} is of schema {schema!r}, this version reads '
-                         f'{kind.SCHEMA}: '  # type: ignore[attr-defined]
-                         'use the version that wrote it, or train again')
+    schema = content.pop('schema', None) if isinstance(content, dict) else None
+    if schema != kind.SCHEMA:
+        raise ValueError(
+            f'{path} is of schema {schema!r}, this version reads '
+            f'{kind.SCHEMA}: use the version that wrote it, or train again')
     hints = get_type_hints(kind)
-    del content['schema'], hints['SCHEMA']
+    del hints['SCHEMA']
     wrong = sorted(content.keys() ^ hints.keys())
     if wrong:
         raise ValueError(f'{path} must have exactly the fields '
@@ -112,22 +100,15 @@ def read_record(kind: Type[_Record],
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a JSON value is of a type, elements included."""
     kind, inner = get_origin(hint), get_args(hint)
-    if kind is list:
-        return isinstance(value, list) and all(
-            _fits(item, inner[0]) for item in value)
-    if kind is dict:
-        return isinstance(value, dict) and all(
-            _fits(item, inner[1]) for item in value.values())
+    if kind in (list, dict):
+        items = value.values() if isinstance(value, dict) else value
+        return isinstance(value, kind) and all(
+            _fits(item, inner[-1]) for item in items)
     return hint is Any or type(value) is hint
 
 
 class _StoredParts(Mapping[str, TensorDict]):
-    """Parts of an expert, each read from its file and checked when asked for.
-
-    Args:
-        folder (Path): Of the expert.
-        checksums (dict[str, str]): SHA-256 of each file.
-    """
+    """Parts of an expert, each read and checked whenever it is asked for."""
 
     def __init__(self, folder: Path, checksums: Dict[str, str]) -> None:
         self._folder = folder
@@ -142,13 +123,9 @@ class _StoredParts(Mapping[str, TensorDict]):
             raise KeyError(part)
         path = self._folder / file_of(part)
         tensors = read_tensors(path, self._checksums[path.name])
-        if part != 'adapter':
-            return tensors
-        foreign = [key for key in tensors if not key.startswith(PEFT_PREFIX)]
-        if foreign:
-            raise ValueError(f'{path} holds {foreign[0]!r}: PEFT writes keys '
-                             f'that begin with {PEFT_PREFIX}')
-        return {key[len(PEFT_PREFIX):]: v for key, v in tensors.items()}
+        if part == 'adapter':
+            return {k.removeprefix(PEFT_PREFIX): v for k, v in tensors.items()}
+        return tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -398,10 +375,7 @@ class ExpertStore:
             experts[name] = checksum
             if instead_of is not None:
                 self._hide(instead_of)
-            index = replace(index, experts=experts)
-            # from here on the new folder counts, before it the old one
-            self._write_index(index)
-            self._clean_up(index)
+            self._write_index(replace(index, experts=experts))
 
     def remove(self, name: str) -> None:
         """Take an expert out; all other files stay as they are.
@@ -414,13 +388,8 @@ class ExpertStore:
             self._require([name], index)
             self._clean_up(index)
             self._hide(name)
-            experts = {
-                known: checksum
-                for known, checksum in index.experts.items() if known != name
-            }
-            index = replace(index, experts=experts)
-            self._write_index(index)
-            self._clean_up(index)
+            experts = {k: v for k, v in index.experts.items() if k != name}
+            self._write_index(replace(index, experts=experts))
 
     def load(self, name: str) -> Expert:
         """Read an expert after checking every file of it.
@@ -484,7 +453,9 @@ class ExpertStore:
                              f'{unknown[0]!r}; experts: {list(index.experts)}')
 
     def _write_index(self, index: LibraryIndex) -> None:
+        # from here on what it lists counts, before it the old library
         write_json(self.root / INDEX, dict(schema=index.SCHEMA, **vars(index)))
+        self._clean_up(index)
 
     def _hide(self, name: str) -> None:
         old = _hidden(self._folder(name), 'old')
@@ -502,7 +473,7 @@ class ExpertStore:
         return None
 
     def _clean_up(self, index: LibraryIndex) -> None:
-        """Finish what was begun: one rule for every moment of a kill.
+        """Finish what a writer began, this one or one that was killed.
 
         A hidden folder whose record is listed is the expert's and takes its
         place; every other unfinished file or folder goes.

@@ -14,8 +14,9 @@ from .expert_store import (ADAPTER_CONFIG, BASE, INDEX, RECORD, AnyPath,
                            ExpertStore, LibraryIndex, open_library,
                            read_record)
 
-_FILES = [INDEX, BASE, *(f'*/{f}' for f in (RECORD, ADAPTER_CONFIG))]
-_PATTERNS = [*_FILES, '*/*.safetensors']
+_PATTERNS = [
+    INDEX, BASE, f'*/{RECORD}', f'*/{ADAPTER_CONFIG}', '*/*.safetensors'
+]
 
 
 def push_library(library: AnyPath,
@@ -38,7 +39,7 @@ def push_library(library: AnyPath,
             be lost, or the hub cannot be reached.
     """
     store = open_library(library)
-    _refuse_broken(store)
+    _refuse_broken(store.root)
     files = [INDEX, BASE] + [
         f'{expert.name}/{file}' for expert in store.open(store.names)
         for file in (*expert.checksums, RECORD)
@@ -92,15 +93,14 @@ def pull_library(repo: str,
         if not ExpertStore(fresh).exists:
             raise ValueError(f'repository {repo!r} holds no {INDEX}: it is '
                              'no library')
-        _refuse_broken(ExpertStore(fresh))
+        _refuse_broken(fresh)
     return ExpertStore(root)
 
 
-def _refuse_broken(store: ExpertStore) -> None:
-    broken = verify_library(store.root)
+def _refuse_broken(root: Path) -> None:
+    broken = verify_library(root)
     if broken:
-        raise ValueError(f'library {store.root} is broken: ' +
-                         '; '.join(broken))
+        raise ValueError(f'library {root} is broken: {"; ".join(broken)}')
 
 
 def _refuse_loss(repo: str, theirs: LibraryIndex, store: ExpertStore) -> None:
