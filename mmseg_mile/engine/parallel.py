@@ -370,10 +370,10 @@ class ParallelTaskLoop(IncrementalTaskLoop):
                                       self.model.gate.state(task.name))
                 continue
             embeddings = self._embed(task)
+            if starts and (task.init_from or self.model.init_from) == 'fused':
+                _refuse_fused(task)
             start = initial_experts(task, self.model.init_from, list(starts),
                                     self._gate, partial(_embedded, embeddings))
-            if len(start) > 1:
-                _refuse_fused(task)
             starts[task.name] = next(iter(start), None)
             self._gate.fit(task.name, embeddings)
         return starts

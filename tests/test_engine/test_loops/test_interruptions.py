@@ -181,7 +181,7 @@ def test_baseline_goes_on_inside_a_task(learn, tiny_config, tmp_path, method):
         cfg = tiny_config(tmp_path / name, ('day', 'infrared'))
         model = cfg.model
         model.type, model.backbone = method, model.backbone.backbone
-        for key in ('gate', 'embedder'):
+        for key in ('gate', 'embedder', 'init_from'):
             del model[key]
         return cfg
 
