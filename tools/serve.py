@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from library_arguments import add_library_arguments, library_arguments
+
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile.apis.inferencer import MILEInferencer
-from mmseg_mile.apis.library_arguments import (add_library_arguments,
-                                               library_arguments)
 from mmseg_mile.serving import PageServer
 
 

@@ -13,6 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from mmseg.registry import MODELS
+from mmseg_mile.adapters.base_weights import weights_only
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.continual_segmentor import head_config
@@ -29,8 +30,8 @@ def head_of_expert(library: AnyPath, name: str) -> ExpertHead:
         ValueError: If there is no such expert, or its head was changed.
     """
     expert, = open_library(library).open([name])
-    return ExpertHead(expert.head, expert.head_config, expert.classes,
-                      expert.palette)
+    return ExpertHead(expert.parts['head'], expert.configs['head'],
+                      expert.classes, expert.palette)
 
 
 def head_of_checkpoint(path: AnyPath, template: Dict[str, Any]) -> ExpertHead:
@@ -48,7 +49,9 @@ def head_of_checkpoint(path: AnyPath, template: Dict[str, Any]) -> ExpertHead:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'--head-checkpoint {path} does not exist')
-    content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    with weights_only(f'--head-checkpoint {path}'):
+        content = CheckpointLoader.load_checkpoint(
+            str(path), map_location='cpu')
     state = {
         key.removeprefix(_PREFIX): value
         for key, value in content.get('state_dict', content).items()
@@ -137,7 +140,7 @@ class ImportSource:
                 "folder of its domain's images (--images), or an expert of "
                 'the same domain (--prototypes-from), and only one')
         if expert is not None:
-            return self._store.open([expert])[0].prototypes
+            return self._store.open([expert])[0].parts['prototypes']
         steps = prediction_pipeline(self._cfg, task) if images else []
         return fit_prototypes(self.model, self._store, name,
                               Path(images or '.'), steps)
@@ -173,7 +176,7 @@ def fit_prototypes(model: ExpertSegmentor, store: ExpertStore, name: str,
     model.backbone.load_base(*store.load_base())
     for other in store.open(store.names):
         if other.name != name:
-            model.gate.load_state(other.name, other.prototypes)
+            model.gate.load_state(other.name, other.parts['prototypes'])
     embeddings = model.embed_images(_batches(
         paths, pipeline)) if model.gate.needs_embeddings else None
     model.gate.fit(name, embeddings)

@@ -2,15 +2,15 @@
 """A leaderboard as one HTML page, and its charts as PNG files."""
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import List
 
 from markupsafe import Markup
 
-from mmseg_mile.evaluation.leaderboard import Leaderboard, StreamBoard
-from mmseg_mile.evaluation.leaderboard_tables import (INTRODUCTION, TextTable,
-                                                      tables_of, write_tables)
+from mmseg_mile.evaluation.leaderboard import (INTRODUCTION, Comparison,
+                                               Leaderboard, ShownTable,
+                                               tables_of, write_tables)
+from mmseg_mile.evaluation.tables import has_figures
 from mmseg_mile.files import PathLike
 from mmseg_mile.visualization.figure_file import save_figure
 from mmseg_mile.visualization.leaderboard_chart import leaderboard_chart
@@ -22,17 +22,17 @@ def leaderboard_page(leaderboard: Leaderboard) -> Page:
 
     It holds no date and no path, so the same runs give the same bytes.
     """
-    streams = len(leaderboard.boards)
+    streams = len(leaderboard.comparisons)
     runs = sum(
-        len(standing.runs) for board in leaderboard.boards
-        for standing in board.standings)
+        len(row.runs) for board in leaderboard.comparisons
+        for row in board.rows)
     page = Page(
         'Leaderboard', f'{_count(runs, "run")} on '
         f'{_count(streams, "stream")}, {len(leaderboard.left_out)} left out')
-    for board, title in zip(leaderboard.boards, leaderboard.titles):
+    for board, title in zip(leaderboard.comparisons, leaderboard.titles):
         order = ' → '.join(board.tasks) if title == board.stream else ''
         page.section(title, order, _stream(board))
-    if not leaderboard.boards:
+    if not leaderboard.comparisons:
         page.section('Scores', 'No run is finished.')
     if leaderboard.left_out:
         page.section(
@@ -56,23 +56,20 @@ def write_leaderboard(leaderboard: Leaderboard,
     """
     folder = Path(folder)
     page = leaderboard_page(leaderboard).save(folder / 'leaderboard.html')
-    charts: List[Path] = []
-    for board, title in zip(leaderboard.boards, leaderboard.titles):
-        stem = 'leaderboard_' + re.sub(r'[^\w.]+', '-', title)
-        path, count = folder / f'{stem}.png', 1
-        while path in charts:
-            count += 1
-            path = folder / f'{stem}-{count}.png'
-        charts.append(save_figure(leaderboard_chart(board), path))
+    charts = [
+        save_figure(
+            leaderboard_chart(board), folder / f'leaderboard_{stem}.png')
+        for board, stem in zip(leaderboard.comparisons, leaderboard.stems)
+    ]
     return [page, *write_tables(leaderboard, folder), *charts]
 
 
-def _stream(board: StreamBoard) -> Markup:
-    best = board.standings[0]
+def _stream(board: Comparison) -> Markup:
+    best = board.rows[0]
     parts = [
         figure(
             leaderboard_chart(board),
-            alt=f'Average mIoU of {len(board.standings)} methods with their '
+            alt=f'Average mIoU of {len(board.rows)} methods with their '
             f'spread; the highest is {best.method}',
             caption='Grey methods get a task label or old images. The line '
             'from the open to the filled dot is what later tasks changed.'),
@@ -84,15 +81,16 @@ def _stream(board: StreamBoard) -> Markup:
     return Markup('\n').join(parts)
 
 
-def _html(entry: TextTable) -> Markup:
+def _html(entry: ShownTable) -> Markup:
+    cells = entry.frame.to_numpy().tolist()
     shown = table(
-        entry.headings,
-        entry.rows,
-        numeric=set(range(len(entry.headings))) - set(entry.words),
+        list(entry.frame.columns),
+        cells,
+        numeric=[i for i, c in enumerate(zip(*cells)) if has_figures(c)],
         caption=entry.title)
     if not entry.meanings:
         return shown
-    return shown + folded('What the columns mean', bullets(entry.meanings))
+    return shown + folded('Meaning of the columns', bullets(entry.meanings))
 
 
 def _count(number: int, what: str) -> str:

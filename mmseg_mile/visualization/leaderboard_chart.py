@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmseg_mile.evaluation.leaderboard import Standing, StreamBoard
+from mmseg_mile.evaluation.leaderboard import Comparison, Row
 from .figure_file import new_figure
 from .text_fit import fit_text, text_inches
 
@@ -21,7 +21,7 @@ MAX_NAME = 3.2
 RANKED, HELPED = '#1f5a96', '#7a7a7a'
 
 
-def leaderboard_chart(board: StreamBoard) -> Figure:
+def leaderboard_chart(board: Comparison) -> Figure:
     """Average mIoU of every method, best on top.
 
     A filled dot is the mean at the end and its bar one standard deviation;
@@ -29,15 +29,15 @@ def leaderboard_chart(board: StreamBoard) -> Figure:
     learned, so the line between the two is what was forgotten or gained.
     Methods that get a task label or old images are grey.
     """
-    count = len(board.standings)
-    names = [fit_text(s.method, MAX_NAME, NAME_SIZE) for s in board.standings]
+    count = len(board.rows)
+    names = [fit_text(s.method, MAX_NAME, NAME_SIZE) for s in board.rows]
     room = max((text_inches(name, NAME_SIZE) for name in names), default=0)
     figure = new_figure(WIDTH + room, 1.25 + ROW * count, layout='constrained')
     axes = figure.subplots()
-    for row, standing in enumerate(board.standings):
+    for row, standing in enumerate(board.rows):
         _draw(axes, row, standing)
     axes.set_yticks(range(count), names, fontsize=NAME_SIZE)
-    for label, standing in zip(axes.get_yticklabels(), board.standings):
+    for label, standing in zip(axes.get_yticklabels(), board.rows):
         label.set_color(_colour(standing))
     axes.set_ylim(count - 0.4, -0.6)
     axes.set_xlabel('mean mIoU over tasks (%)', fontsize=NAME_SIZE)
@@ -58,7 +58,7 @@ def leaderboard_chart(board: StreamBoard) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, row: int, standing: Standing) -> None:
+def _draw(axes: Axes, row: int, standing: Row) -> None:
     colour = _colour(standing)
     average = standing.figures['average_miou']
     learned = standing.figures['plasticity'].mean
@@ -97,7 +97,7 @@ def _draw(axes: Axes, row: int, standing: Standing) -> None:
         color=colour)
 
 
-def _legend(board: StreamBoard) -> List[Line2D]:
+def _legend(board: Comparison) -> List[Line2D]:
 
     def dot(label: str, colour: str, face: str) -> Line2D:
         return Line2D([], [],
@@ -116,10 +116,10 @@ def _legend(board: StreamBoard) -> List[Line2D]:
                color=RANKED,
                label='one seed')
     ]
-    if any(standing.help for standing in board.standings):
+    if any(standing.help for standing in board.rows):
         handles.append(dot('gets task label or old images', HELPED, HELPED))
     return handles
 
 
-def _colour(standing: Standing) -> str:
+def _colour(standing: Row) -> str:
     return HELPED if standing.help else RANKED

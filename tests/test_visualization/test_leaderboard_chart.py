@@ -18,7 +18,7 @@ def axes(tmp_path: Path) -> Axes:
 
 
 def chart(root: Path) -> Figure:
-    return leaderboard_chart(read_leaderboard([root]).boards[0])
+    return leaderboard_chart(read_leaderboard([root]).comparisons[0])
 
 
 def test_best_method_is_on_top(axes: Axes) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from mmseg_mile.adapters.adapter_library import ExpertCache, Key
-from mmseg_mile.library.expert_store import StoredExpert
 from mmseg_mile.structures import Expert, Task
-from mmseg_mile.structures.expert import TensorDict
+from mmseg_mile.structures.expert import TensorDict, check_classes
 from ..continual_segmentor import build_head
 
 # Fields of a head's config that matter in training alone.
@@ -77,8 +76,7 @@ class ExpertHeads:
                                                        task.classes,
                                                        task.palette)
 
-    def add(self, expert: Union[Expert, StoredExpert],
-            device: torch.device) -> None:
+    def add(self, expert: Expert, device: torch.device) -> None:
         """Take over a head; a stored one is read when it is first used.
 
         Raises:
@@ -87,14 +85,14 @@ class ExpertHeads:
         """
         check_classes(expert)
         load = partial(self._load, expert, device)
-        head = None if isinstance(expert, StoredExpert) else load()
+        head = None if expert.is_stored else load()
         self._labels[expert.name] = LabelSpace(expert.classes, expert.palette)
         if head is None:
             self._cache.defer(self._key(expert.name), load)
         else:
             self._cache[self._key(expert.name)] = head
 
-    def release(self, expert: StoredExpert, device: torch.device) -> None:
+    def release(self, expert: Expert, device: torch.device) -> None:
         """Let a head leave memory that was stored since."""
         self._cache.release(
             self._key(expert.name), partial(self._load, expert, device))
@@ -170,10 +168,9 @@ class ExpertHeads:
         }
         return self.labels(name).classes, _kind(config)
 
-    def _load(self, expert: Union[Expert, StoredExpert],
-              device: torch.device) -> ExpertHead:
-        state = {k: v.to(device) for k, v in expert.head.items()}
-        module = self._shared(expert.head_config, device)
+    def _load(self, expert: Expert, device: torch.device) -> ExpertHead:
+        state = {k: v.to(device) for k, v in expert.parts['head'].items()}
+        module = self._shared(expert.configs['head'], device)
         wanted = {k: v.shape for k, v in module.state_dict().items()}
         wrong = wanted.items() ^ {k: v.shape for k, v in state.items()}.items()
         if wrong:
@@ -182,14 +179,16 @@ class ExpertHeads:
                 f'{sorted({key for key, _ in wrong})[:5]} are missing, not '
                 'expected or of another shape. Restore it from a copy, or '
                 'train its task again.')
-        return ExpertHead(state, expert.head_config, expert.classes,
+        return ExpertHead(state, expert.configs['head'], expert.classes,
                           expert.palette)
 
     def _shared(self, config: Dict[str, Any],
                 device: torch.device) -> nn.Module:
         kind = _kind(config)
         if kind not in self._modules:
-            self._modules[kind] = build_head(config, device).eval()
+            # reading an expert must not change what is drawn afterwards
+            with torch.random.fork_rng(devices=[]):
+                self._modules[kind] = build_head(config, device).eval()
         return self._modules[kind]
 
     def _key(self, name: str) -> Key:
@@ -216,17 +215,3 @@ def _mean(parts: Sequence[Tuple[float, Tensor]]) -> Tensor:
 
 def _kind(config: Dict[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, default=str)
-
-
-def check_classes(expert: Union[Expert, StoredExpert]) -> None:
-    """Raise unless the head has one output per class.
-
-    Raises:
-        ValueError: Naming the expert and both numbers.
-    """
-    outputs = expert.head_config.get('num_classes')
-    if outputs != len(expert.classes):
-        raise ValueError(
-            f'expert {expert.name!r} names {len(expert.classes)} classes '
-            f'but its head has {outputs}: its expert.json was changed; '
-            'restore it from a copy.')

@@ -7,129 +7,40 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, Mapping,
-                    Optional, Sequence, Set, Tuple, Union)
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Sequence, Tuple)
 
 import torch
 from mmengine.dist import all_gather_object
 from torch import Tensor
 
 from mmseg.registry import MODELS, TASK_UTILS
+from mmseg_mile.adapters.base_weights import weights_checksum
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 from mmseg_mile.gates.base_gate import (BaseGate, apply_ood_policy,
                                         check_ood_policy)
 from mmseg_mile.gates.embedders import augmented_views
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.gates.simple_gates import FixedGate
-from mmseg_mile.library.expert_store import ExpertStore, StoredExpert
+from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.structures import Expert, Routing, Task
+from mmseg_mile.structures.expert import TensorDict
 from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
 from ..prediction import abstain, blank_samples
 from .expert_heads import ExpertHeads, heaviest
+from .lineage import check_start, child_weights, initial_experts, origin_of
 
 # Shape legend: B images, N images of a task, L views of each, D embedding,
 # E experts, C classes, h x w grid of the logits
 
 _FUSIONS = ('weights', 'logits')
-_STARTS = ('base', 'nearest', 'previous', 'fused')
-
-
-def initial_experts(task: Task, init_from: str, earlier: Sequence[str],
-                    gate: BaseGate,
-                    embed: Callable[[], Tensor]) -> Dict[str, float]:
-    """The experts that the expert of a task starts from.
-
-    Decided here alone; it then stands in the expert's record.
-
-    Args:
-        task (Task): The task; its own ``init_from`` goes first.
-        init_from (str): See :class:`ExpertSegmentor`.
-        earlier (Sequence[str]): The tasks before it, in order.
-        gate (BaseGate): Has learned those.
-        embed (Callable): Gives the embeddings of the task's images, as
-            :meth:`BaseGate.fit` takes them; called where the gate is asked.
-
-    Returns:
-        dict[str, float]: Weights of sum 1; {} for the base.
-
-    Raises:
-        ValueError: If there is no such start, or the gate has no distances.
-    """
-    start = _checked_start(task, init_from, earlier, gate)
-    known: Any = gate
-    if not earlier or start == 'base':
-        return {}
-    if start == 'fused':
-        return known.neighbours(embed())
-    if start == 'nearest':
-        start = known.nearest(embed())
-    elif start == 'previous':
-        start = earlier[-1]
-    return {start: 1.0}
-
-
-def _checked_start(task: Task, init_from: str, earlier: Sequence[str],
-                   gate: BaseGate) -> str:
-    start = task.init_from or init_from
-    if start not in _STARTS and start not in earlier:
-        raise ValueError(
-            f'init_from of task {task.name!r} must be one of {_STARTS} '
-            f'or an earlier task {tuple(earlier)}, got {start!r}')
-    by_distance = start in ('nearest', 'fused')
-    if earlier and by_distance and not hasattr(gate, 'nearest'):
-        raise ValueError(
-            f'init_from={start!r} asks the gate for distances, which '
-            f'{type(gate).__name__} has not: use PrototypeGate, '
-            "or init_from='previous'")
-    return start
-
-
-def children(name: str, origins: Mapping[str, Mapping[str, Any]]) -> Set[str]:
-    """Experts that started from this one, or from one that did.
-
-    Their origins say under which name each was ``learned_as``, by which its
-    children know it, and which ones it ``started_from``.
-    """
-    line, found = {origins[name]['learned_as']}, {name}
-    # parents are learned first, but need not be added first
-    while True:
-        more = {
-            other
-            for other, origin in origins.items()
-            if other not in found and line.intersection(origin['started_from'])
-        }
-        if not more:
-            return found - {name}
-        found |= more
-        line.update(origins[other]['learned_as'] for other in more)
-
-
-def child_weights(names: Sequence[str], origins: Mapping[str, Any],
-                  classes: Sequence[Any], distances_EE: Tensor,
-                  temperature: float) -> Tensor:
-    """(E, E) weights of what stands for each expert: itself, its children.
-
-    ``w_ij = softmax_j(-d_ij / (d_ii T))`` with the root mean squared distance
-    ``d_ij`` of expert i's training images to expert j. A child went on
-    training the weights of its parent; the line between them passes through
-    models that are better for the parent's images than where it stopped, as
-    long as the child's domain is near. Children of other classes are left
-    out.
-    """
-    weights_EE = torch.eye(len(names), dtype=distances_EE.dtype)
-    for row, name in enumerate(names):
-        later = children(name, origins)
-        columns = [row] + [
-            i for i, other in enumerate(names)
-            if other in later and classes[i] == classes[row]
-        ]
-        near = distances_EE[row, columns]
-        # of equal images nothing else is as near
-        if near[0] > 0:
-            scores = -near / (near[0] * temperature)
-            weights_EE[row, columns] = scores.softmax(0)
-    return weights_EE
+# What results.json calls the sizes of an expert's parts.
+_COST_FIELDS = dict(
+    adapter='lora_params',
+    head='head_params',
+    norm='norm_params',
+    prototypes='prototype_values')
 
 
 @MODELS.register_module()
@@ -229,8 +140,8 @@ class ExpertSegmentor(ContinualSegmentor):
         """See :meth:`ContinualSegmentor.check_stream`."""
         super().check_stream(tasks)
         for index, task in enumerate(() if self.reuses_experts else tasks):
-            _checked_start(task, self.init_from,
-                           [t.name for t in tasks[:index]], self.gate)
+            check_start(task, self.init_from, [t.name for t in tasks[:index]],
+                        self.gate)
 
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """A new expert, started from the base or from earlier ones."""
@@ -243,9 +154,10 @@ class ExpertSegmentor(ContinualSegmentor):
                 for batch in islice(loader, 1):
                     self.gate.check_embeddings(self.embed_views(batch))
         self.backbone.add_expert(task.name, source or None)
-        self.origins[task.name] = dict(
-            learned_as=task.name,
-            started_from=[self.origins[n]['learned_as'] for n in source])
+        self.origins[task.name] = dict(started_from={
+            n: weights_checksum(self._weights(n))
+            for n in source
+        })
         head = self.new_head(task.num_classes)
         if source:
             copy_matching(head, self.heads.fused_state(source), task.classes,
@@ -263,10 +175,12 @@ class ExpertSegmentor(ContinualSegmentor):
         self.drop_auxiliary_heads()
         self.heads.keep(task, self.decode_head,
                         head_config(self.head_template, task.num_classes))
+        self.origins[task.name]['weights_sha256'] = weights_checksum(
+            self._weights(task.name))
         self._fit_gate(task, loader)
 
     def reuse_expert(self, task: Task, loader: Iterable[dict],
-                     expert: StoredExpert) -> None:
+                     expert: Expert) -> None:
         """See :meth:`ContinualSegmentor.reuse_expert`.
 
         The gate learns the task anew from the images.
@@ -278,7 +192,7 @@ class ExpertSegmentor(ContinualSegmentor):
         self.backbone.load_experts([expert])
         self.backbone.check_settings(task.name)
         self.heads.add(expert, self.device)
-        self.origins[task.name] = _origin(expert)
+        self.origins[task.name] = origin_of(expert)
         self._fit_gate(task, loader)
 
     def _fit_gate(self, task: Task, loader: Iterable[dict]) -> None:
@@ -431,8 +345,8 @@ class ExpertSegmentor(ContinualSegmentor):
             for start in range(0, len(indices), most):
                 part = indices[start:start + most]
                 images = inputs if len(part) == len(samples) else inputs[part]
-                self._predict_alike(images, [samples[i] for i in part],
-                                    dict(shares), expert, late)
+                self.predict_mixture(images, [samples[i] for i in part],
+                                     dict(shares), expert, late)
         return samples
 
     def _routing_info(self, routing: Routing, index: int) -> Dict[str, Any]:
@@ -463,14 +377,26 @@ class ExpertSegmentor(ContinualSegmentor):
             return first
         return routing.top_expert(index)
 
-    def _predict_alike(self, inputs: Tensor, samples: list,
-                       mixture: Mapping[str, float], head_expert: str,
-                       late: bool) -> None:
-        """Predict images with one mixture, {} for the base with one head.
+    def predict_mixture(self,
+                        inputs: Tensor,
+                        samples: list,
+                        mixture: Mapping[str, float],
+                        head_expert: str,
+                        late: bool = False,
+                        fuse_heads: bool = True) -> None:
+        """Predict images with one mixture of experts.
 
-        Late: ``p = sum_i w_i softmax(z_i)`` over the experts that share the
-        classes of the heaviest one, at the resolution of the head; ``log p``
-        stands for the logits.
+        Args:
+            inputs (Tensor): (n, C, H, W), normalised.
+            samples (list[SegDataSample]): Of the n images; get the result.
+            mixture (Mapping[str, float]): Weights of sum 1; {} for the base.
+            head_expert (str): Whose head the base gets.
+            late (bool): Whether each expert predicts alone: ``p = sum_i w_i
+                softmax(z_i)`` over those that share the classes of the
+                heaviest one, at the resolution of the head; ``log p`` stands
+                for the logits. Defaults to False.
+            fuse_heads (bool): Whether heads are averaged, instead of taking
+                that of ``head_expert``. Defaults to True.
         """
         metas = [sample.metainfo for sample in samples]
         average: Any = 0
@@ -480,7 +406,8 @@ class ExpertSegmentor(ContinualSegmentor):
             with self.backbone.using(name), self.decoding_with(head):
                 average += weight * _probabilities(
                     self.inference(inputs, metas))
-        head = self.heads.fused(mixture or {head_expert: 1.0}, self.device)
+        heads = mixture if mixture and fuse_heads else {head_expert: 1.0}
+        head = self.heads.fused(heads, self.device)
         with self.backbone.using(mixture), self.decoding_with(head):
             logits = _log(average) if late else self.inference(inputs, metas)
             self.postprocess_result(logits, samples)
@@ -491,26 +418,28 @@ class ExpertSegmentor(ContinualSegmentor):
                       name: str,
                       provenance: Optional[Dict[str, Any]] = None) -> Expert:
         """Everything that the expert ``name`` consists of."""
-        adapter, head = self.backbone.experts[name], self.heads[name]
+        head, weights = self.heads[name], self._weights(name)
+        origin = dict(
+            self.origins[name], weights_sha256=weights_checksum(weights))
         return Expert(
             name=name,
             classes=head.classes,
             palette=head.palette,
-            lora_config=self.backbone.lora_config,
-            lora=adapter.lora,
-            norm=adapter.norm,
-            head=head.state,
-            head_config=head.config,
-            prototypes=self.gate.state(name),
+            parts=dict(weights, prototypes=self.gate.state(name)),
+            configs=dict(adapter=self.backbone.lora_config, head=head.config),
             base_fingerprint=self.backbone.fingerprint(),
-            provenance=dict(provenance or {}, **self.origins[name]))
+            provenance=dict(provenance or {}, **origin))
 
-    def import_expert(self, expert: Union[Expert, StoredExpert]) -> None:
+    def _weights(self, name: str) -> Dict[str, TensorDict]:
+        adapter = self.backbone.experts[name]
+        norm = dict(norm=adapter.norm) if adapter.norm else {}
+        return dict(adapter=adapter.lora, head=self.heads[name].state, **norm)
+
+    def import_expert(self, expert: Expert) -> None:
         """Make an expert routable; see :meth:`import_experts`."""
         self.import_experts([expert])
 
-    def import_experts(self, experts: Sequence[Union[Expert,
-                                                     StoredExpert]]) -> None:
+    def import_experts(self, experts: Sequence[Expert]) -> None:
         """Make experts routable; stored ones are read when first used.
 
         Raises:
@@ -519,8 +448,9 @@ class ExpertSegmentor(ContinualSegmentor):
         self.backbone.load_experts(experts)
         for expert in experts:
             self.heads.add(expert, self.device)
-            self.origins[expert.name] = _origin(expert)
-            self.gate.load_state(expert.name, expert.prototypes)
+            self.origins[expert.name] = origin_of(expert)
+            self.gate.load_state(expert.name,
+                                 expert.parts.get('prototypes', {}))
 
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
@@ -548,21 +478,16 @@ class ExpertSegmentor(ContinualSegmentor):
         store = ExpertStore(folder)
         # one that was loaded from elsewhere is no cost of this library
         kept = [name for name in store.names if name in self.expert_names]
-        return [
-            dict(task=e.name, bytes=store.num_bytes(e.name), **e.num_values())
-            for e in store.open(kept)
-        ]
+        costs = []
+        for expert in store.open(kept):
+            values, size = expert.num_values(), store.num_bytes(expert.name)
+            parts = {f: values.get(p, 0) for p, f in _COST_FIELDS.items()}
+            costs.append(dict(task=expert.name, bytes=size, **parts))
+        return costs
 
     def kept_state(self) -> Dict[str, Tensor]:
         """See :meth:`ContinualSegmentor.kept_state`: the base."""
         return self.backbone.state_dict()
-
-
-def _origin(expert: Union[Expert, StoredExpert]) -> Dict[str, Any]:
-    """Of an expert of which nothing is known: no parents."""
-    return dict(
-        learned_as=expert.provenance.get('learned_as', expert.name),
-        started_from=list(expert.provenance.get('started_from', ())))
 
 
 def _probabilities(logits: Tensor) -> Tensor:

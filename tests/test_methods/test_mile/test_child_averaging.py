@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mmseg_mile.methods.mile.expert_segmentor import child_weights, children
+from mmseg_mile.methods.mile.lineage import child_weights, children, origin_of
 
 SAME = ('road', 'sky')
 NAMES = ('day', 'night', 'fog', 'snow')
@@ -18,9 +19,13 @@ STARTED_FROM = dict(
 
 
 def origins(prefix: str = '', **more: list) -> dict:
-    """Records of experts that are called otherwise by now."""
+    """Of experts that may be called otherwise by now."""
     return {
-        prefix + name: dict(learned_as=name, started_from=parents)
+        prefix + name:
+        dict(
+            weights_sha256=f'of {name}',
+            started_from={n: f'of {n}'
+                          for n in parents})
         for name, parents in {
             **STARTED_FROM,
             **more
@@ -40,6 +45,12 @@ def test_children_are_known_in_any_order_and_by_any_name(name, wanted, prefix):
     backwards = dict(reversed(known.items()))
     for record in (known, backwards):
         assert children(prefix + name, record) == {prefix + n for n in wanted}
+
+
+def test_expert_of_which_nothing_is_known_has_no_family():
+    nothing = origin_of(SimpleNamespace(provenance=dict(seed=3)))
+    assert nothing == dict(started_from={})
+    assert children('found', dict(origins(), found=nothing)) == set()
 
 
 def test_expert_that_is_its_own_ancestor_ends_the_search():

@@ -82,7 +82,7 @@ def test_head_of_a_changed_file_is_refused_when_it_decodes(stored, tmp_path):
 def test_reading_a_head_does_not_disturb_the_one_that_decodes(learned, stored):
     night = learned.heads.fused(dict(night=1.0), CPU)
     before = {k: v.clone() for k, v in night.state_dict().items()}
-    stored.head_config = learned.heads['night'].config
+    stored.configs['head'] = learned.heads['night'].config
     stored.classes = learned.heads['night'].classes
     learned.heads.add(stored, CPU)
     with pytest.raises(ValueError, match="'day' does not fit .*conv_seg"):
@@ -93,7 +93,8 @@ def test_reading_a_head_does_not_disturb_the_one_that_decodes(learned, stored):
 
 def test_head_in_memory_that_does_not_fit_is_refused_at_once(learned, fresh):
     expert = learned.export_expert('day')
-    expert.head = {k: v for k, v in expert.head.items() if 'seg' not in k}
+    head = expert.parts['head']
+    expert.parts['head'] = {k: v for k, v in head.items() if 'seg' not in k}
     with pytest.raises(
             ValueError, match="head of expert 'day' does not fit .*conv_seg"):
         fresh.heads.add(expert, CPU)

@@ -9,7 +9,7 @@ from mmseg_mile.gates.embedders import perturbed_image
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.gates.simple_gates import OracleGate
 from mmseg_mile.methods.mile import expert_segmentor
-from mmseg_mile.methods.mile.expert_segmentor import initial_experts
+from mmseg_mile.methods.mile.lineage import initial_experts
 from mmseg_mile.structures import Task
 
 STREAM = ('day', 'night', 'fog')
