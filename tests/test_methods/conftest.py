@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,6 +169,13 @@ def learned_once() -> Any:
 def learned(learned_once: Any) -> Any:
     """A copy of it that a test may change."""
     return copy.deepcopy(learned_once)
+
+
+@pytest.fixture
+def heads_only() -> Callable[[], Any]:
+    """``heads_only()``: a model whose experts adapt no layer."""
+    backbone = dict(MODEL['backbone'], lora=None, train_norm=False)
+    return lambda: build_model(backbone=backbone)
 
 
 @pytest.fixture

@@ -25,17 +25,6 @@ def two(toys, fresh):
     return fresh
 
 
-@pytest.fixture
-def heads_only(toys):
-    """``heads_only(**changes)``: a model whose experts adapt no layer."""
-
-    def build(**changes):
-        backbone = dict(toys.config['backbone'], lora=None, train_norm=False)
-        return toys.model(backbone={**backbone, **changes})
-
-    return build
-
-
 def logits(model, toys, name):
     """The scores of one prediction."""
     return toys.predict(model, name)[0].seg_logits.data
@@ -44,30 +33,10 @@ def logits(model, toys, name):
 # -- training ----------------------------------------------------------------
 
 
-def test_experts_stand_in_the_order_of_learning(learned):
-    assert learned.expert_names == STREAM
-    assert learned.gate.expert_names == STREAM
-    assert learned.backbone.experts.names == STREAM
-
-
 def test_training_lowers_the_loss(toys, fresh):
     fresh.begin_task(toys.task('day'), toys.loader('day'))
     first = toys.train(fresh, 'day', 1)['loss']
     assert toys.train(fresh, 'day', 10)['loss'] < 0.97 * first
-
-
-@pytest.mark.parametrize('adapts', [True, False])
-def test_learning_a_task_leaves_earlier_ones_bit_identical(
-        toys, fresh, heads_only, adapts):
-    model = fresh if adapts else heads_only()
-    toys.learn(model, 'day')
-    base = model.backbone.fingerprint()
-    with model.forced('day'):
-        before = logits(model, toys, 'day')
-    toys.learn(model, 'night', init_from='previous')
-    with model.forced('day'):
-        assert torch.equal(logits(model, toys, 'day'), before)
-    assert model.backbone.fingerprint() == base
 
 
 def test_expert_predicts_what_it_predicted_at_the_end_of_training(toys, fresh):
@@ -83,11 +52,11 @@ def test_expert_predicts_what_it_predicted_at_the_end_of_training(toys, fresh):
 
 
 @pytest.mark.parametrize('adapts', [True, False])
-def test_first_task_may_train_the_base(toys, heads_only, adapts):
-    model = heads_only(
-        base_training='first_task') if not adapts else (toys.model(
-            backbone=dict(toys.config['backbone'], base_training='first_task'))
-                                                        )
+def test_first_task_may_train_the_base(toys, adapts):
+    changes = dict() if adapts else dict(lora=None, train_norm=False)
+    model = toys.model(
+        backbone=dict(
+            toys.config['backbone'], base_training='first_task', **changes))
     start = model.backbone.fingerprint()
     toys.learn(model, 'day')
     trained = model.backbone.fingerprint()
@@ -297,10 +266,10 @@ def test_images_are_embedded_in_order_with_their_views(fresh, toys):
     plain = fresh.embed_images(loader)
     fog = fresh.data_preprocessor(toys.batch('fog'))['inputs']
     torch.testing.assert_close(plain[2:], fresh.embedder(fresh.backbone, fog))
-    fresh.gate = PrototypeGate()
+    fresh.gate = PrototypeGate('mahalanobis', perturbation_weight=0.5)
     assert fresh.gate.num_views == 2
     views = fresh.embed_images(loader)
-    assert plain.shape == (3, 8) and views.shape == (3, 2, 8)
+    assert views.shape == (3, 2, plain.shape[1])
     assert torch.equal(views[:, 0], plain)
     images = [perturbed_image(i) for b in loader for i in b['inputs']]
     copies = fresh.data_preprocessor(dict(inputs=images))['inputs']

@@ -333,19 +333,6 @@ def test_predicting_changes_nothing_that_a_checkpoint_holds(
     assert model.decode_head is head and model.num_classes == width
 
 
-def test_bfloat16_routes_alike_and_labels_nearly_alike(toys, rebuilt):
-    low, full = (
-        toys.predict(rebuilt(predict_dtype=name), *MIXED)
-        for name in ('bfloat16', 'float32'))
-    for got, wanted in zip(low, full):
-        assert got.expert == wanted.expert
-        assert got.distances == wanted.distances
-        mine, theirs = logits(got), logits(wanted)
-        assert 0 < (mine - theirs).abs().max() < 0.03 * theirs.abs().max()
-        same = got.pred_sem_seg.data == wanted.pred_sem_seg.data
-        assert same.float().mean() > 0.97
-
-
 def test_autocast_leaves_merged_weights_in_full_precision(toys, rebuilt):
     model = rebuilt()
     with torch.autocast('cpu', dtype=torch.bfloat16):
