@@ -14,7 +14,6 @@ from mmseg_mile.structures import Task
 
 STREAM = ('day', 'night', 'fog')
 SAME = ('road', 'sky')
-ORACLE = dict(type='OracleGate', fall_back=True)
 
 
 @pytest.fixture
@@ -65,27 +64,6 @@ def test_first_task_may_train_the_base(toys, adapts):
     toys.learn(model, 'night')
     assert model.backbone.fingerprint() == trained
     assert torch.equal(logits(model, toys, 'day'), day)
-
-
-def test_auxiliary_heads_exist_in_training_only(toys, fresh):
-    assert not fresh.with_auxiliary_head
-    fresh.begin_task(toys.task('night'), toys.loader('night'))
-    assert fresh.auxiliary_head[0].num_classes == 3
-    assert 'aux_0.loss_ce' in toys.train(fresh, 'night')
-    fresh.eval()
-    fresh.end_task(toys.task('night'), toys.loader('night'))
-    assert not any('auxiliary' in key for key in fresh.state_dict())
-    toys.predict(fresh, 'night')
-
-
-def test_gate_without_embeddings_learns_without_images(toys):
-    model = toys.model(gate=ORACLE)
-    model.embedder = None
-    model.begin_task(toys.task('day'), [])
-    toys.train(model, 'day')
-    model.eval()
-    model.end_task(toys.task('day'), [])
-    assert toys.predict(model, 'night')[0].expert == 'day'
 
 
 def test_without_adapters_heads_alone_train(heads_only, toys):
