@@ -190,9 +190,11 @@ class OpenVocabularyHeads(ExpertHeads):
 
     def labels(self, name: str) -> LabelSpace:
         """See :meth:`ExpertHeads.labels`."""
-        if self.vocabulary is None or name != _NOBODY:
-            own = super().labels(name)
-        return self.vocabulary or own
+        if self.vocabulary is None:
+            return super().labels(name)
+        if name != _NOBODY:
+            self._key(name)
+        return self.vocabulary
 
     def fusable(self, mixture: Mapping[str, float]) -> Dict[str, float]:
         """See :meth:`ExpertHeads.fusable`."""

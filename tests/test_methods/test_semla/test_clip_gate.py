@@ -36,11 +36,11 @@ def build(toys, folder, **options):
 
 
 @pytest.fixture(scope='module')
-def learned_once(module_toys, folder):
+def learned_once(toys, folder):
     """Three tasks, learned; never changed."""
-    model = build(module_toys, folder)
+    model = build(toys, folder)
     for name in STREAM:
-        module_toys.learn(model, name)
+        toys.learn(model, name)
     return model
 
 

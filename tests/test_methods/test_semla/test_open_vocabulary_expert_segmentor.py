@@ -26,11 +26,11 @@ def build(toys, **changes):
 
 
 @pytest.fixture(scope='module')
-def learned_once(module_toys):
+def learned_once(toys):
     """A model that learned three tasks of three label sets."""
-    model = build(module_toys)
+    model = build(toys)
     for name in STREAM:
-        module_toys.learn(model, name)
+        toys.learn(model, name)
     return model
 
 
