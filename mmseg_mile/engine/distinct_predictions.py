@@ -113,7 +113,7 @@ def _asked_in_classes_of(model: ExpertSegmentor,
                          task: Task) -> ContextManager[None]:
     """Who speaks in any classes is asked for the target's."""
     if isinstance(model, OpenVocabularyExpertSegmentor):
-        return model.speaking(task.classes, task.palette)
+        return model.using_vocabulary(task.classes, task.palette)
     return contextlib.nullcontext()
 
 

@@ -93,7 +93,7 @@ def test_experts_that_speak_in_any_classes_are_asked_for_the_targets():
                      torch.tensor([False]))
     counts = predict_ways(model, target, batch,
                           {'base': Way(0, nobody, 'weights')})
-    with model.speaking(classes), torch.no_grad():
+    with model.using_vocabulary(classes), torch.no_grad():
         sample, = model.test_step(copy.deepcopy(batch))
     expected = DomainIoU(classes)
     expected.update(sample.pred_sem_seg.data[0].numpy(), classes,
