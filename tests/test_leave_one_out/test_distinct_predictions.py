@@ -6,9 +6,9 @@ import copy
 from types import SimpleNamespace
 
 import pytest
-import tiny_san
 import torch
 from mmengine.structures import PixelData
+from test_methods.test_semla import tiny_san
 
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample

@@ -157,8 +157,10 @@ class ReconstructionGate(BaseGate):
         """
         self._check_ready()
         x = self._checked(embeddings, 'the images')
-        values = _standardised(x, next(iter(self._tasks.values())))
         network = self.autoencoder(x.shape[1])
+        first = next(iter(self._tasks.values()))
+        # one by one: in a batch, rounding would depend on the other images
+        values = torch.cat([_standardised(row, first) for row in x.split(1)])
         return torch.stack([
             _errors(network, state, values) for state in self._tasks.values()
         ], 1)
@@ -437,7 +439,7 @@ def _standardised(x: Tensor, statistics: Weights) -> Tensor:
 @torch.autocast('cpu', enabled=False)
 def _errors(network: Autoencoder, weights: Weights, values: Tensor) -> Tensor:
     """(N, ) mean squared errors of (N, D) values."""
-    # one by one: in a batch, rounding would depend on the other images
+    # one by one, see `distances`
     return torch.stack([(network(weights, row) - row).square().mean()
                         for row in values.split(1)])
 
