@@ -112,7 +112,10 @@ def test_every_large_convolution_has_one_and_every_taken_apart_block():
     nn.ConvTranspose2d(2, 2, 3, padding=1),
 ])
 def test_what_has_no_parallel_of_equal_size_stays_shared(conv):
-    assert adapted_chains(nn.Sequential(conv)) == {}
+    backbone = nn.Sequential(conv, nn.BatchNorm2d(2))
+    assert adapted_chains(backbone) == {}
+    with pytest.raises(ValueError, match='no place for an adapter'):
+        check_adaptable(backbone)
 
 
 def test_domains_own_norms_and_adapters_and_nothing_else():
@@ -261,10 +264,3 @@ def test_what_is_shared_has_a_hundredth_of_the_rate_from_the_second_on():
 def test_config_that_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         one_model('MDILSegmentor', **changes)
-
-
-def test_backbone_without_a_place_for_adapters_is_refused():
-    backbone = nn.Sequential(
-        convolution(kernel=1, padding=0), nn.BatchNorm2d(2))
-    with pytest.raises(ValueError, match='no place for an adapter'):
-        check_adaptable(backbone)
