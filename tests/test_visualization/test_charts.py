@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from fabricated_left_out import fabricated
+from fabricated_leave_one_out import scores_of as fabricated
 from fabricated_runs import three_methods, write_run
 
 from mmseg_mile.evaluation.leaderboard import read_leaderboard
