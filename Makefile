@@ -3,12 +3,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-extras lint format clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 LINT_READY := $(VENV)/.lint-ready
+EXTRAS_READY := $(VENV)/.extras-ready
 DEMO_DIR := work_dirs/demo
 
 # The pinned versions have wheels for these Pythons. The default interpreter
@@ -31,12 +32,12 @@ export PIP_ROOT_USER_ACTION := ignore
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## Show this text
-	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 15
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo
-	@echo '  PYTHON=...       interpreter for a new .venv (3.10 to 3.14)'
-	@echo '  PIP_ARGS=...     more options for pip, such as --index-url or'
-	@echo '                   --find-links of a place with CPU-only torch wheels'
-	@echo '  PYTEST_ARGS=...  more options for pytest, such as -k gate'
+	@echo '  PYTHON=...          interpreter for a new .venv (3.10 to 3.14)'
+	@echo '  PIP_ARGS=...        more options for pip, such as --index-url or'
+	@echo '                      --find-links of a place with CPU-only torch wheels'
+	@echo '  PYTEST_ARGS=...     more options for pytest, such as -k gate'
 
 demo: $(READY)  ## Install, make the demo data, learn a stream, print scores
 	$(PY) tools/make_demo_data.py data/demo
@@ -51,6 +52,9 @@ demo: $(READY)  ## Install, make the demo data, learn a stream, print scores
 
 test: $(READY)  ## Install and run the tests
 	$(PY) -m pytest tests $(PYTEST_ARGS)
+
+test-extras: $(EXTRAS_READY)  ## Install Ray, serving, CLIP and ONNX, run what `make test` skips
+	$(PY) -m pytest tests -m extras $(PYTEST_ARGS)
 
 lint: $(LINT_READY)  ## Run every check of .pre-commit-config.yaml
 	@failed=; check() { echo "== $$*"; "$$@" || failed="$$failed $$1"; }; \
@@ -97,6 +101,11 @@ $(READY): setup.py constraints.txt
 
 $(LINT_READY): $(READY)
 	$(PIP_INSTALL) --no-build-isolation --use-pep517 -e '.[dev]'
+	@$(repair_cv2)
+	@touch $@
+
+$(EXTRAS_READY): $(READY)
+	$(PIP_INSTALL) --no-build-isolation --use-pep517 -e '.[test,extras]'
 	@$(repair_cv2)
 	@touch $@
 

@@ -20,6 +20,9 @@ INSTALL_REQUIRES = [
     'numpy>=2.0',
     'opencv-python>=4.10',
     'matplotlib>=3.8',
+    'pandas>=2.2',
+    'tabulate>=0.9',  # Markdown tables of pandas
+    'filelock>=3.12',
     'jinja2>=3.1',
     'markupsafe>=2.1',
     'prettytable>=3.0',
@@ -31,13 +34,13 @@ ONNX_REQUIRES = ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20']
 # The gate's look at an image through CLIP: CLIPEmbedder.
 CLIP_REQUIRES = ['transformers>=5.0', 'pillow']
 
-# The page that predicts dropped images: tools/serve.py.
-SERVE_REQUIRES = ['gradio>=6.0']
-
 TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0'] + ONNX_REQUIRES
 
 # Learns the tasks of a stream on several machines: tools/train_experts.py.
 RAY_REQUIRES = ['ray>=2.10']
+
+# A page in the browser: tools/serve.py.
+SERVE_REQUIRES = ['gradio>=6.0']
 
 DEV_REQUIRES = TEST_REQUIRES + [
     'codespell',
@@ -97,6 +100,8 @@ if __name__ == '__main__':
             ray=RAY_REQUIRES,
             onnx=ONNX_REQUIRES,
             clip=CLIP_REQUIRES,
-            serve=SERVE_REQUIRES),
+            serve=SERVE_REQUIRES,
+            extras=ONNX_REQUIRES + CLIP_REQUIRES + RAY_REQUIRES +
+            SERVE_REQUIRES),
         zip_safe=False,
     )

@@ -20,6 +20,7 @@ pytest_plugins = ['tiny']
 MARKERS = (
     'integration: a real Runner learns two tasks for a few iterations',
     'gpu: needs a CUDA device, skipped where there is none',
+    'extras: needs an optional package, see make test-extras',
 )
 
 

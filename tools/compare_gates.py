@@ -44,10 +44,6 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='route images in other light and quality')
     parser.add_argument(
-        '--stem',
-        help="module of the base's first layer, for --held-out and "
-        '--disturbed')
-    parser.add_argument(
         '--embeddings', nargs='+', help='for --held-out and --disturbed')
     parser.add_argument(
         '--drift-weights', nargs='+', type=float, default=[0, 0.25])
@@ -111,7 +107,7 @@ def main() -> None:
     images = folder_images(
         loop, args.folders) if args.folders else stream_images(runner, loop)
     if args.held_out or args.disturbed:
-        embedders = embedders_of(loop.model, args.stem, args.embeddings)
+        embedders = embedders_of(loop.model, args.embeddings)
     if args.held_out:
         print(held_out_study(loop.model, images, embedders, args.quantiles))
     elif args.disturbed:

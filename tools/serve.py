@@ -7,10 +7,10 @@ import os
 import sys
 import tempfile
 
+from library_arguments import add_library_arguments, library_arguments
+
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile.apis.inferencer import MILEInferencer
-from mmseg_mile.apis.library_arguments import (add_library_arguments,
-                                               library_arguments)
 
 
 def parse_args() -> argparse.Namespace:

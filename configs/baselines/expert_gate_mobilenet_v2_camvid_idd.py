@@ -1,7 +1,7 @@
-"""Expert Gate's autoencoders over MILE's experts, CamVid day -> dusk -> IDD-Lite.
+"""Expert Gate's autoencoders over MILE+'s experts, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/expert_gate_mobilenet_v2_camvid_idd.py --cfg-options train_cfg.experts_from=work_dirs/mobilenet_v2_camvid_idd
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = '../mile/mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
@@ -10,5 +10,5 @@ model = dict(
     embedder=dict(stages=(3, ), scale=1.0),
     gate=dict(_delete_=True, type='AutoencoderGate'))
 train_cfg = dict(
-    method='Expert Gate over the experts of MILE',
+    method='Expert Gate over the experts of MILE+',
     experts_from='{work_dir}/mobilenet_v2_camvid_idd/seed_{seed}')

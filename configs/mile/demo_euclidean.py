@@ -1,12 +1,12 @@
-"""MILE with the paper's gate on the demo stream.
+"""MILE+ with the paper's gate on the demo stream.
 
 Run:    python tools/train.py configs/mile/demo_euclidean.py --cfg-options train_cfg.experts_from=work_dirs/demo
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './demo.py'
 # Takes the experts of demo.py over, see train_cfg.experts_from.
 model = dict(
-    embedder=dict(stages=(3, ), statistics=('mean', ), scale=1.0),
-    gate=dict(metric='euclidean'))
+    embedder=dict(_delete_=True, type='FeatureStatisticsEmbedder'),
+    gate=dict(_delete_=True, type='PrototypeGate'))
 train_cfg = dict(
-    method='MILE, Euclidean gate', experts_from='{work_dir}/demo/seed_{seed}')
+    method='MILE+, Euclidean gate', experts_from='{work_dir}/demo/seed_{seed}')

@@ -1,10 +1,10 @@
-"""MILE with a random expert for each image on the demo stream.
+"""MILE+ with a random expert for each image on the demo stream.
 
 Run:    python tools/train.py configs/mile/demo_random.py --cfg-options train_cfg.experts_from=work_dirs/demo
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './demo.py'
 # Takes the experts of demo.py over, see train_cfg.experts_from.
 model = dict(gate=dict(_delete_=True, type='RandomGate'))
 train_cfg = dict(
-    method='MILE, random gate', experts_from='{work_dir}/demo/seed_{seed}')
+    method='MILE+, random gate', experts_from='{work_dir}/demo/seed_{seed}')

@@ -1,10 +1,10 @@
-"""MILE on real images on a laptop: CamVid day -> dusk -> IDD-Lite.
+"""MILE+ on real images on a laptop: CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = [
-    '../_base_/models/mile_mobilenet_v2.py',
+    '../_base_/models/mile_plus_mobilenet_v2.py',
     '../_base_/streams/camvid-idd_lite.py', '../_base_/schedules/laptop.py',
     '../_base_/default_runtime.py'
 ]
@@ -22,3 +22,4 @@ model = dict(
     child_averaging=1.0)
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(lora_=dict(lr_mult=2.0))))
+train_cfg = dict(method='MILE+')

@@ -1,13 +1,12 @@
-"""MILE with a wrong expert for each image, CamVid day -> dusk -> IDD-Lite.
+"""MILE+ with a wrong expert for each image, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd_mismatched.py --cfg-options train_cfg.experts_from=work_dirs/mobilenet_v2_camvid_idd
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.
 model = dict(
-    child_averaging=None,
-    gate=dict(_delete_=True, type='MismatchedGate'))
+    child_averaging=None, gate=dict(_delete_=True, type='MismatchedGate'))
 train_cfg = dict(
-    method='MILE, mismatched gate',
+    method='MILE+, mismatched gate',
     experts_from='{work_dir}/mobilenet_v2_camvid_idd/seed_{seed}')

@@ -1,10 +1,11 @@
-"""MILE on Swin-T with UPerNet: the domain stream.
+"""MILE+ on Swin-T with UPerNet: the domain stream.
 
 Run:    python tools/train.py configs/mile/swin_t_domain_inc.py
 Expect: not measured on the real sets yet.
 """
 _base_ = [
-    '../_base_/models/mile_swin-t.py',
+    '../_base_/models/mile_plus_swin-t.py',
     '../_base_/streams/city-acdc-bdd-idd.py',
     '../_base_/schedules/20k_adamw.py', '../_base_/default_runtime.py'
 ]
+train_cfg = dict(method='MILE+')

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
 from mmseg_mile.gates.prototype_gate import PrototypeGate
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_views,
-                                                      prepared_views)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
 # Shape legend: N images, D embedding
 STAGE_SETS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
@@ -72,8 +70,7 @@ class StageEmbeddings:
         """
         model = self._model
         return torch.cat([
-            embed_views(model, self._embedder,
-                        prepared_views(model, batch, num_views))
+            model.embed_views(batch, num_views, self._embedder)
             for batch in loader
         ])
 

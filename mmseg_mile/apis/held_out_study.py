@@ -12,12 +12,9 @@ from prettytable import PrettyTable, TableStyle
 from torch import Tensor
 
 from mmseg_mile.evaluation.ood_scores import FlagScores, flag_scores
-from mmseg_mile.gates.embedders import (FeatureStatisticsEmbedder,
-                                        StemStatisticsEmbedder)
+from mmseg_mile.gates.embedders import FeatureStatisticsEmbedder
 from mmseg_mile.gates.prototype_gate import PrototypeGate
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_views,
-                                                      prepared_views)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from .gate_study import Split, route_all
 
 # Shape legend: N images, D embedding
@@ -27,11 +24,6 @@ STAGES: Dict[str, Dict[str, Any]] = {
     'first stage, quarter': dict(stages=(0, ), scale=0.25),
     'first stage, half': dict(stages=(0, ), scale=0.5),
     'first stage, full': dict(stages=(0, )),
-}
-STEM_SCALES: Dict[str, Tuple[float, ...]] = {
-    'first layer, half': (0.5, ),
-    'first layer, full': (1.0, ),
-    'first layer, full and half': (1.0, 0.5),
 }
 FLAGS: Dict[str, Dict[str, Any]] = {
     'Euclidean': dict(metric='euclidean', flag='shared'),
@@ -54,14 +46,11 @@ class HeldOut(NamedTuple):
 
 
 def embedders_of(model: ExpertSegmentor,
-                 stem: Optional[str] = None,
                  chosen: Optional[Sequence[str]] = None) -> Dict[str, Any]:
     """The model's own embedder, and others to compare it with.
 
     Args:
         model (ExpertSegmentor): Its embedder is 'as configured'.
-        stem (str, optional): Module of the base's first layer. Defaults to
-            None: its statistics are left out.
         chosen (Sequence[str], optional): Names of those that are wanted.
             Defaults to None: all.
 
@@ -72,17 +61,11 @@ def embedders_of(model: ExpertSegmentor,
         name: FeatureStatisticsEmbedder(**options)
         for name, options in STAGES.items()
     }
-    if stem is not None:
-        found.update({
-            name: StemStatisticsEmbedder(stem, scales)
-            for name, scales in STEM_SCALES.items()
-        })
     found['as configured'] = model.embedder
     for name in chosen or ():
         if name not in found:
             raise ValueError(f'there is no embedding {name!r}, there are '
-                             f'{list(found)}; --stem adds those of the first '
-                             'layer')
+                             f'{list(found)}')
     return {name: found[name] for name in chosen or found}
 
 
@@ -104,9 +87,8 @@ def embed_all(model: ExpertSegmentor,
     """
     parts: Dict[str, List[Tensor]] = {name: [] for name in embedders}
     for batch in loader:
-        looks = prepared_views(model, batch, num_views)
         for name, embedder in embedders.items():
-            parts[name].append(embed_views(model, embedder, looks))
+            parts[name].append(model.embed_views(batch, num_views, embedder))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 

@@ -43,9 +43,8 @@ def build_page(inferencer: MILEInferencer) -> gradio.Blocks:
         if path is None:
             return None, '', [], None
         found = _predict(inferencer, path, expert)
-        words = '\n\n'.join([f'## {found.speaker()}', *found.reasons()])
-        return (inferencer.overlay(found), words, _rows(found),
-                Image.fromarray(found.labels))
+        return (inferencer.overlay(found), f'## {found.title}\n{found.note}',
+                _rows(found), Image.fromarray(found.labels))
 
     def predict(image: gradio.FileData, expert: str = '') -> dict:
         return prediction_document(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small copies of images, for embedders."""
+"""Embeddings of images for gates, and augmented views to fit gates with."""
 from __future__ import annotations
 
 import math
@@ -7,13 +7,22 @@ import zlib
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 
+# Shape legend: B images, C channels, H x W grid, L positions, D embedding
+
+_STATISTICS = ('mean', 'std')
 _MIN_SIDE = 32
+# Half-widths of log-uniform draws, and bounds of uniform ones.
+_GAIN = 0.3
+_CONTRAST = 0.2
+_SHARPNESS = (0.5, 1.0)
+_NOISE = (0.0, 0.1)
+_MIN_VIEW_SIDE = 8
 
 
 def small_copy(images: Tensor,
@@ -39,9 +48,6 @@ def small_copy(images: Tensor,
     return F.interpolate(images, size=size, mode='area')
 
 
-# Shape legend: B images, C channels, L positions
-
-
 def deviation(features: Tensor, mean: Tensor) -> Tensor:
     """Standard deviation over space, dividing by L.
 
@@ -60,16 +66,8 @@ def deviation(features: Tensor, mean: Tensor) -> Tensor:
         offsets, dim=2) / math.sqrt(features.shape[2])
 
 
-# Half-widths of log-uniform draws, and bounds of uniform ones.
-_GAIN = 0.3
-_CONTRAST = 0.2
-_SHARPNESS = (0.5, 1.0)
-_NOISE = (0.0, 0.1)
-_MIN_SIDE_DISTURBED_IMAGES = 8
-
-
 def perturbed_image(image: Tensor, number: int = 0) -> Tensor:
-    """The image in other light, softer, and noisier.
+    """A view of the image in other light, softer, and noisier.
 
     Every value is scaled by a gain within a factor of ``exp(0.3)``, the
     contrast about the mean within ``exp(0.2)``; the image is averaged down
@@ -105,7 +103,7 @@ def perturbed_image(image: Tensor, number: int = 0) -> Tensor:
 
 
 def augmented_views(batch: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
-    """A batch, and the same with disturbed copies of its images.
+    """A batch, and the same with perturbed copies of its images.
 
     Args:
         batch (dict): ``inputs`` are the images, before normalisation.
@@ -122,12 +120,8 @@ def augmented_views(batch: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
 
 def _softened(x: Tensor, scale: float) -> Tensor:
     """Less sharp: detail finer than ``1 / scale`` pixels is gone."""
-    small = small_copy(x[None], scale, _MIN_SIDE_DISTURBED_IMAGES)
+    small = small_copy(x[None], scale, _MIN_VIEW_SIDE)
     return F.interpolate(small, size=x.shape[1:], mode='bilinear')[0]
-
-
-_STATISTICS = ('mean', 'std')
-# Shape legend: B images, C channels, H x W grid, D embedding
 
 
 @TASK_UTILS.register_module()
@@ -135,14 +129,14 @@ class FeatureStatisticsEmbedder:
     """Mean and standard deviation over space of chosen stages of the base.
 
     Adapters are off, so an embedding never moves when experts come and go.
-    The mean of the last stage is what MILE (arXiv 2605.03555) is read to
-    use; early stages carry weather, light and sensor.
+    The defaults are what MILE (arXiv 2605.03555) is read to use; mean and
+    deviation of early stages carry weather, light and sensor.
 
     Args:
         stages (Sequence[int], optional): Indices into the backbone's
-            outputs; None takes all. Defaults to None.
+            outputs; None takes all. Defaults to the last.
         statistics (Sequence[str]): Of 'mean' and 'std', over space.
-            Defaults to both.
+            Defaults to the mean.
         scale (float): Resolution of the gate's copy of the image, relative
             to the segmentor's input, in (0, 1]. Defaults to 1.
 
@@ -151,8 +145,8 @@ class FeatureStatisticsEmbedder:
     """
 
     def __init__(self,
-                 stages: Optional[Sequence[int]] = None,
-                 statistics: Sequence[str] = _STATISTICS,
+                 stages: Optional[Sequence[int]] = (-1, ),
+                 statistics: Sequence[str] = ('mean', ),
                  scale: float = 1.0) -> None:
         if not statistics or set(statistics) - set(_STATISTICS):
             raise ValueError(f'embedder.statistics must be some of '
@@ -205,96 +199,6 @@ class FeatureStatisticsEmbedder:
         with backbone.base():
             outputs = backbone(images)
         return (outputs, ) if isinstance(outputs, Tensor) else outputs
-
-
-# Shape legend: B images, C channels, H x W grid, L tokens, D embedding
-
-
-@TASK_UTILS.register_module()
-class StemStatisticsEmbedder:
-    """Mean and standard deviation over space of the base's first layer.
-
-    The first layer is a bank of edge, colour and texture filters, cheap
-    enough for the image at full resolution. There the grain of sensor, lens,
-    weather and light shows that small copies average away; it tells domains
-    apart that show the same streets. Adapters are off, so an embedding never
-    moves when experts come and go.
-
-    Args:
-        module (str): Name of a module of the base that takes the image, such
-            as 'conv1' of MobileNetV2, 'stem' of ResNetV1c, 'patch_embed' of
-            Swin or 'layers.0.0' of MiT. Defaults to 'conv1'.
-        scales (Sequence[float]): Resolutions of the image at which it is
-            asked, relative to the segmentor's input, in (0, 1]. Defaults to
-            (1.0, 0.5).
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
-
-    def __init__(self,
-                 module: str = 'conv1',
-                 scales: Sequence[float] = (1.0, 0.5)) -> None:
-        if not module:
-            raise ValueError('embedder.module is empty: name a module of the '
-                             'base that takes the image')
-        if not scales or not all(0 < scale <= 1 for scale in scales):
-            raise ValueError('embedder.scales must be one or more numbers in '
-                             f'(0, 1], got {tuple(scales)}')
-        self.module = module
-        self.scales = tuple(scales)
-
-    @torch.no_grad()
-    def __call__(self, backbone: LoRAExpertBackbone, images: Tensor) -> Tensor:
-        """Embed a batch.
-
-        Args:
-            backbone (LoRAExpertBackbone): Runs without experts.
-            images (Tensor): (B, C, H, W), normalised as for the segmentor.
-
-        Returns:
-            Tensor: (B, D) float32; scale by scale, means before deviations.
-
-        Raises:
-            ValueError: If the base has no such module, or it does not take
-                images.
-        """
-        parts: List[Tensor] = []
-        with backbone.base():
-            layer = self._layer(backbone.backbone)
-            for scale in self.scales:
-                features = self._features(layer, small_copy(images, scale))
-                mean = features.mean(2)
-                parts += [mean, deviation(features, mean)]
-        return torch.cat(parts, dim=1)
-
-    def _layer(self, base: nn.Module) -> nn.Module:
-        try:
-            return base.get_submodule(self.module)
-        except AttributeError as error:
-            known = [name for name, _ in base.named_children()]
-            raise ValueError(
-                f'embedder.module {self.module!r} is no module of the base, '
-                f'a {type(base).__name__}; its own are {known}') from error
-
-    def _features(self, layer: nn.Module, images: Tensor) -> Tensor:
-        """(B, C, L) of a convolution's map or of a patch embedding."""
-        try:
-            outputs: Any = layer(images)
-        except RuntimeError as error:
-            raise ValueError(
-                f'embedder.module {self.module!r} does not take images of '
-                f'{images.shape[1]} channels: {error}') from error
-        if isinstance(outputs, Tensor) and outputs.dim() == 4:
-            return outputs.float().flatten(2)
-        if isinstance(outputs, tuple) and outputs[0].dim() == 3:
-            # mmseg's patch embeddings: (B, L, C) tokens and their grid
-            return outputs[0].float().transpose(1, 2)
-        raise ValueError(f'embedder.module {self.module!r} gives neither a '
-                         'feature map nor tokens')
-
-
-# Shape legend: B images, C channels, H x W pixels
 
 
 @TASK_UTILS.register_module()

@@ -2,315 +2,65 @@
 """MILE's gate: the expert whose prototype lies nearest to the image."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, Optional, Sequence, Tuple
+import math
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
 from .base_gate import BaseGate, check_bounds, check_choice, nearest_weights
-from .prototypes import (NUM_FOLDS, OwnSpreads, Prototypes, calibrate,
-                         drift_of, folds, ood_score, own_embeddings, pack,
-                         unpack)
+from .prototypes import Prototypes, own_embeddings, pack, unpack
 
-# Shape legend: B images, D embedding, E experts, M centroids of all experts
+# Shape legend: B images, N images of a task, D embedding, E experts,
+# M centroids
 
-
-@dataclass(frozen=True)
-class Whitening:
-    """``x -> W x`` with ``W' W = P``, so that P's metric is Euclidean.
-
-    Args:
-        matrix (Tensor, optional): W, (D, D) float64; None for the identity.
-        precision (Tensor): (D * (D + 1) / 2,) what weighs a packed scatter
-            S in ``tr(P S)``: P's triangle, off the diagonal doubled.
-    """
-    matrix: Optional[Tensor]
-    precision: Tensor
-
-    @classmethod
-    def of(cls, size: int, matrix: Optional[Tensor] = None) -> 'Whitening':
-        """The whitening by a matrix of ``size`` rows, or by none."""
-        eye = torch.eye(size, dtype=torch.float64)
-        precision = eye if matrix is None else matrix.T @ matrix
-        return cls(matrix, pack(2 * precision - precision.diag().diag()))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D); equal rows give equal rows, bit for bit."""
-        if self.matrix is None:
-            return x
-        # row by row: in one product, rounding depends on the row's place,
-        # which would break ties between experts and zero distances
-        return torch.stack([self.matrix @ row.clone() for row in x])
-
-    def mean_square(self, task: Prototypes) -> Tensor:
-        """Mean squared distance of the task's own training images, ().
-
-        It follows from the scatter alone, ``tr(P S_t) / n_t``, so it stays
-        right when another task changes the shared covariance.
-        """
-        trace = torch.dot(self.precision, task.scatter.double())
-        return (trace / task.num_images).clamp_min(0)
-
-
-def shared_whitening(scatter: Tensor, num_images: float, size: int,
-                     shrinkage: float) -> Whitening:
-    """Whitening by the within-task covariance that all tasks share.
-
-    ``S = sum_t scatter_t / sum_t n_t``, where a scatter includes the task's
-    weighted drift, shrunk towards its diagonal:
-    ``C = (1 - a) S + a diag(S) = L L'`` and ``W = L^-1``. Sums only, so
-    tasks can be added, merged and removed one by one.
-
-    Args:
-        scatter (Tensor): (D * (D + 1) / 2,) packed sum over all tasks.
-        num_images (float): Of all tasks.
-        size (int): D.
-        shrinkage (float): a in (0, 1].
-
-    Raises:
-        ValueError: If the covariance is too singular for this shrinkage.
-    """
-    covariance = unpack(scatter / num_images, size)
-    diagonal = covariance.diagonal().clone()
-    # a constant feature must not divide by zero
-    floor = diagonal.mean().clamp_min(1e-12) * 1e-6
-    covariance *= 1 - shrinkage
-    covariance.diagonal().copy_(diagonal.clamp_min(floor))
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    if failed:
-        raise ValueError(
-            f'gate.shrinkage {shrinkage} is too small: the embeddings spread '
-            f'in fewer than their {size} dimensions. Raise it; 0.1 is the '
-            'default.')
-    eye = torch.eye(size, dtype=torch.float64)
-    return Whitening.of(
-        size, torch.linalg.solve_triangular(factor, eye, upper=False))
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What a distance needs, made once for a set of tasks."""
-    whitening: Whitening
-    centroids: Tensor  # (M, D), whitened
-    owners: Tensor  # (M,), index of each centroid's task
-    typical: Tensor  # (E,)
-    reach: Tensor  # (E,)
-
-
-class PrototypeMetric:
-    """Prototypes of all tasks under one metric.
-
-    Adding a task costs one addition of its scatter. Whitened centroids and
-    typical distances are made when a distance is asked for, once for all.
-
-    Args:
-        shrinkage (float, optional): Of the shared covariance; None for the
-            Euclidean distance.
-        perturbation_weight (float): What the drift of disturbed copies counts for
-            in the covariance beside the spread of images. Defaults to 0,
-            and has no effect without a covariance.
-    """
-
-    def __init__(self,
-                 shrinkage: Optional[float],
-                 perturbation_weight: float = 0.0) -> None:
-        self.shrinkage = shrinkage
-        self.perturbation_weight = 0.0 if shrinkage is None else perturbation_weight
-        self._tasks: Dict[str, Prototypes] = {}
-        self._scatter: Optional[Tensor] = None
-        self._prepared: Optional[_Prepared] = None
-
-    @property
-    def names(self) -> Tuple[str, ...]:
-        """tuple[str]: Tasks in the order in which they were added."""
-        return tuple(self._tasks)
-
-    def __getitem__(self, task: str) -> Prototypes:
-        return self._tasks[task]
-
-    def __setitem__(self, task: str, prototypes: Prototypes) -> None:
-        if task in self._tasks:
-            self._scatter = None
-        elif self._scatter is not None:
-            self._scatter = self._scatter + prototypes.within(
-                self.perturbation_weight)
-        self._tasks[task] = prototypes
-        self._prepared = None
-
-    def __delitem__(self, task: str) -> None:
-        del self._tasks[task]
-        # summed anew: subtraction would leave its rounding behind
-        self._scatter = None
-        self._prepared = None
-
-    def distances(self, x: Tensor) -> Tensor:
-        """Distance to the nearest centroid of each task.
-
-        Args:
-            x (Tensor): (B, D) float64.
-
-        Returns:
-            Tensor: (B, E).
-        """
-        ready = self._ready()
-        to_centroids = _pairwise(ready.whitening(x), ready.centroids)
-        nearest = to_centroids.new_full((len(x), len(self._tasks)), torch.inf)
-        return nearest.scatter_reduce_(1, ready.owners.expand(len(x), -1),
-                                       to_centroids, 'amin')
-
-    @property
-    def typical(self) -> Tensor:
-        """Tensor: (E,) root mean squared distance of tasks' own images."""
-        return self._ready().typical
-
-    @property
-    def reach(self) -> Tensor:
-        """Tensor: (E,) see :class:`Prototypes`."""
-        return self._ready().reach
-
-    def between(self) -> Tensor:
-        """(E, E) from a task's prototypes to the nearest of another one's.
-
-        Averaged over the images that the prototypes stand for.
-        """
-        rows = [
-            task.counts @ self.distances(task.centroids) / task.num_images
-            for task in self._tasks.values()
-        ]
-        return torch.stack(rows) if rows else torch.zeros(0, 0)
-
-    def mean_distances(self) -> Tensor:
-        """(E, E) root mean square distance of a task's images to a task."""
-        rows = []
-        for typical, task in zip(self.typical, self._tasks.values()):
-            apart = self.distances(task.centroids).square()
-            rows.append(typical**2 + task.counts @ apart / task.num_images)
-        return torch.stack(rows).sqrt()
-
-    def relative_distances(self, x: Tensor, part: Prototypes) -> Tensor:
-        """Distance to a task that is not added, over its typical one.
-
-        Args:
-            x (Tensor): (B, D) float64.
-            part (Prototypes): Counts in the shared covariance meanwhile.
-
-        Returns:
-            Tensor: (B,).
-        """
-        whitening = self._whitening([part])
-        nearest = _pairwise(whitening(x), whitening(part.centroids)).amin(1)
-        typical = whitening.mean_square(part).clamp_min(1e-12).sqrt()
-        return nearest / typical
-
-    def calibrate(self, x: Tensor, num_prototypes: int, quantile: float,
-                  drift: Tensor) -> Tensor:
-        """Quantile of held-out over typical distance, by cross-fitting.
-
-        Training images lie closer to prototypes they took part in than new
-        images of the same task will, so each fold is measured against
-        prototypes of the others. With fewer than two images nothing can be
-        calibrated and nothing will be flagged.
-
-        Args:
-            x (Tensor): (N, D) float64, images of a task that is not added.
-            num_prototypes (int): Of the task.
-            quantile (float): In (0, 1].
-            drift (Tensor): Of the task, see :class:`Prototypes`.
-
-        Returns:
-            Tensor: (), inf if unknown.
-        """
-        if len(x) < 2:
-            return x.new_tensor(torch.inf)
-        ratios = []
-        for fold in folds(len(x), NUM_FOLDS):
-            kept = torch.ones(len(x), dtype=torch.bool)
-            kept[fold] = False
-            part = Prototypes.of(x[kept], num_prototypes)
-            part.drift = drift * (part.num_images / len(x))
-            ratios.append(self.relative_distances(x[fold], part))
-        return torch.cat(ratios).quantile(quantile)
-
-    def _ready(self) -> _Prepared:
-        if self._prepared is None:
-            tasks = list(self._tasks.values())
-            whitening = self._whitening()
-            centroids = [whitening(t.centroids) for t in tasks]
-            sizes = torch.tensor([len(c) for c in centroids])
-            self._prepared = _Prepared(
-                whitening, torch.cat(centroids),
-                torch.arange(len(tasks)).repeat_interleave(sizes),
-                torch.stack([whitening.mean_square(t) for t in tasks]).sqrt(),
-                torch.stack([t.reach for t in tasks]))
-        return self._prepared
-
-    def _whitening(self, more: Sequence[Prototypes] = ()) -> Whitening:
-        tasks = [*self._tasks.values(), *more]
-        size = tasks[0].size
-        if self.shrinkage is None:
-            return Whitening.of(size)
-        if self._scatter is None:
-            self._scatter = torch.zeros(
-                size * (size + 1) // 2, dtype=torch.float64)
-            for task in self._tasks.values():
-                self._scatter += task.within(self.perturbation_weight)
-        scatter = self._scatter
-        for task in more:
-            scatter = scatter + task.within(self.perturbation_weight)
-        return shared_whitening(scatter, sum(t.num_images for t in tasks),
-                                size, self.shrinkage)
-
-
-def _pairwise(x: Tensor, centroids: Tensor) -> Tensor:
-    """(B, M) Euclidean; by differences, so that equal points give zero."""
-    return torch.cdist(
-        x, centroids, compute_mode='donot_use_mm_for_euclid_dist')
-
-
-# Shape legend: B images, D embedding, E experts
 _METRICS = ('euclidean', 'cosine', 'mahalanobis')
-_FLAGS = ('own', 'shared')
+# Cross-fitting of the limits that flag an image.
+_NUM_FOLDS = 5
+# Tasks whose own spread is kept at hand, of D * D values each.
+_NUM_SPREADS = 64
 
 
 @TASK_UTILS.register_module()
 class PrototypeGate(BaseGate):
     """Nearest prototype in the embedding of the frozen base.
 
-    ``expert(x) = argmin_t min_k d(e(x), p_tk)``. With the Euclidean distance
-    and one mean per task this is the gate of MILE (arXiv 2605.03555);
-    'cosine' compares directions; 'mahalanobis' measures in units of the
-    within-task covariance that all tasks share, so that directions in which
-    images of any one task differ count little.
+    ``expert(x) = argmin_t min_k d(e(x), p_tk)``. With the defaults, the
+    Euclidean distance and one mean per task, this is the gate of MILE (arXiv
+    2605.03555). 'cosine' compares directions; 'mahalanobis' measures in
+    units of the within-task covariance that all tasks share, so that
+    directions in which images of any one task differ count little.
 
-    Only counts, means and scatter of a task are kept. They are order-free,
-    so tasks can come, merge and go, and computed with in float64.
+    An image is flagged out-of-distribution that lies further from the
+    nearest expert, in the spread of that expert's own training images, than
+    new images of its task do, see :meth:`ood_score`. Nothing of another task
+    enters: what an expert accepts stays the same whoever comes and goes.
+
+    Only counts, means and scatter of a task are kept, see
+    :class:`Prototypes`; computed with in float64.
 
     Args:
-        metric (str): 'euclidean', 'cosine' or 'mahalanobis'.
+        metric (str): 'euclidean', 'cosine' or 'mahalanobis'. Defaults to
+            'euclidean'.
         num_prototypes (int): k-means centroids per task. Defaults to 1.
         top_k (int): Experts per image. Defaults to 1.
         temperature (float): Of the weights ``softmax(-d / temperature)``
-            over the chosen experts, d relative to the nearest one's
-            typical distance; has no effect with one. Defaults to 1.
-        ood_quantile (float): Share of new images of its own task that
-            an expert must accept; images that are not accepted are flagged
-            out-of-distribution. Defaults to 0.99.
-        flag (str): Who accepts an image. 'own': the nearest expert alone,
-            by the spread of its own images, see ``OwnSpread``; what it
-            accepts never changes when others come and go, and the share
-            must be 0.5 or more. 'shared': any expert, by the distances that
-            the gate routes with. Defaults to 'own'.
-        shrinkage (float): Of the covariance towards its diagonal, in
-            (0, 1]. Defaults to 0.1.
-        perturbation_weight (float): With 'mahalanobis', what the covariance of how
-            training images move when they are disturbed, see
+            over the chosen experts, d relative to the root mean squared
+            distance of the nearest one's own images; has no effect with one
+            expert. Defaults to 1.
+        ood_quantile (float): Share of new images of its own task that an
+            expert accepts, in [0.5, 1]. Defaults to 0.99.
+        shrinkage (float): With 'mahalanobis', of the covariance towards its
+            diagonal, in (0, 1]. Defaults to 0.1.
+        perturbation_weight (float): With 'mahalanobis', what the covariance
+            of how augmented views of an image move, see
             :func:`perturbed_image`, counts for beside that of the images:
             directions in which light, sharpness and noise move an image
-            should not choose its expert. The flag 'own' is left to notice
-            them. 0 spares the copies. Defaults to 0.25.
+            should not choose its expert. Defaults to 0: no views are
+            embedded.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -319,27 +69,26 @@ class PrototypeGate(BaseGate):
     needs_embeddings = True
 
     def __init__(self,
-                 metric: str = 'mahalanobis',
+                 metric: str = 'euclidean',
                  num_prototypes: int = 1,
                  top_k: int = 1,
                  temperature: float = 1.0,
                  ood_quantile: float = 0.99,
                  shrinkage: float = 0.1,
-                 perturbation_weight: float = 0.25,
-                 flag: str = 'own') -> None:
+                 perturbation_weight: float = 0.0) -> None:
         super().__init__()
         check_choice('metric', metric, _METRICS)
         check_bounds('num_prototypes', num_prototypes, 1)
         check_bounds('top_k', top_k, 1)
         check_bounds('temperature', temperature, 0, open_low=True)
-        check_bounds('ood_quantile', ood_quantile, 0, 1, True)
-        check_bounds('shrinkage', shrinkage, 0, 1, True)
+        check_bounds('ood_quantile', ood_quantile, 0.5, 1)
+        check_bounds('shrinkage', shrinkage, 0, 1, open_low=True)
         check_bounds('perturbation_weight', perturbation_weight, 0)
-        check_choice('flag', flag, _FLAGS)
-        if flag == 'own' and ood_quantile < 0.5:
+        if perturbation_weight and metric != 'mahalanobis':
             raise ValueError(
-                "gate.ood_quantile must be 0.5 or more with gate.flag "
-                f"'own', got {ood_quantile}")
+                f'gate.perturbation_weight={perturbation_weight} widens the '
+                f'covariance of metric mahalanobis, which {metric!r} has not: '
+                'set it to 0, or choose that metric')
         self.metric = metric
         self.num_prototypes = num_prototypes
         self.top_k = top_k
@@ -347,16 +96,10 @@ class PrototypeGate(BaseGate):
         self.ood_quantile = ood_quantile
         self.shrinkage = shrinkage
         self.perturbation_weight = perturbation_weight
-        self.flag = flag
-        self._spreads = OwnSpreads()
-        self._tasks = PrototypeMetric(
-            shrinkage if metric == 'mahalanobis' else None,
-            perturbation_weight)
-
-    @property
-    def num_views(self) -> int:  # type: ignore[override]
-        """int: See :class:`BaseGate`."""
-        return 2 if self._tasks.perturbation_weight else 1
+        self.num_views = 2 if perturbation_weight else 1
+        self._tasks: Dict[str, Prototypes] = {}
+        self._shared: Optional[_SharedMetric] = None
+        self._spreads: Dict[str, _Metric] = {}
 
     def fit(self, task: str, embeddings: Optional[Tensor]) -> None:
         """Learn the prototypes of a task, see :meth:`BaseGate.fit`.
@@ -367,23 +110,20 @@ class PrototypeGate(BaseGate):
         """
         if embeddings is None or not len(embeddings):
             raise ValueError(f'task {task!r} gave the gate no images')
-        looks = self._checked(embeddings, f'task {task!r}')
-        x = own_embeddings(looks)
-        prototypes = Prototypes.of(x, self.num_prototypes)
-        if self._tasks.perturbation_weight:
-            prototypes.drift = drift_of(looks)
-        prototypes.reach = self._tasks.calibrate(x, self.num_prototypes,
-                                                 self.ood_quantile,
-                                                 prototypes.drift)
-        prototypes.usual, prototypes.limit = calibrate(
-            x, self.num_prototypes, max(0.5, self.ood_quantile))
+        views = self._checked(embeddings, f'task {task!r}')
+        if not self.perturbation_weight:
+            views = own_embeddings(views)
+        prototypes = Prototypes.of(views, self.num_prototypes)
+        prototypes.median_distance, prototypes.max_distance = _calibrate(
+            own_embeddings(views), self.num_prototypes, self.ood_quantile)
         self._add(task, prototypes)
 
     def remove(self, task: str) -> None:
         """Forget a task; the others' statistics stay as they are."""
         super().remove(task)
         del self._tasks[task]
-        self._spreads.forget(task)
+        self._shared = None
+        self._spreads.pop(task, None)
 
     def state(self, task: str) -> Dict[str, Tensor]:
         """See :meth:`BaseGate.state`."""
@@ -404,6 +144,21 @@ class PrototypeGate(BaseGate):
             ) from error
         self._add(task, prototypes)
 
+    def route(self, embeddings: Optional[Tensor],
+              tasks: Sequence[Optional[str]]) -> Routing:
+        """See :meth:`BaseGate.route`; ``tasks`` is not looked at."""
+        assert embeddings is not None
+        distances_BE = self.distances(embeddings)
+        # stable: of equally near experts, the one learned first
+        values, indices = distances_BE.sort(dim=1, stable=True)
+        values, indices = values[:, :self.top_k], indices[:, :self.top_k]
+        unit_E = self._metric().rms_distances.clamp_min(1e-12)
+        scale = self.temperature * unit_E[indices[:, :1]]
+        weights = (-(values - values[:, :1]) / scale).softmax(1)
+        weights_BE = torch.zeros_like(distances_BE).scatter_(
+            1, indices, weights)
+        return self._routing(embeddings, distances_BE, weights_BE)
+
     def distances(self, embeddings: Tensor) -> Tensor:
         """Distance of each image to each expert.
 
@@ -418,54 +173,39 @@ class PrototypeGate(BaseGate):
                 finite or of another size.
         """
         self._check_ready()
-        x = self._checked(embeddings, 'the images')
-        return self._tasks.distances(x)
-
-    def route(self, embeddings: Optional[Tensor],
-              tasks: Sequence[Optional[str]]) -> Routing:
-        """See :meth:`BaseGate.route`; ``tasks`` is not looked at."""
-        assert embeddings is not None
-        distances_BE = self.distances(embeddings)
-        typical_E = self._tasks.typical
-        # stable: of equally near experts, the one learned first
-        values, indices = distances_BE.sort(dim=1, stable=True)
-        values, indices = values[:, :self.top_k], indices[:, :self.top_k]
-        scale = self.temperature * typical_E.clamp_min(1e-12)[indices[:, :1]]
-        weights = (-(values - values[:, :1]) / scale).softmax(1)
-        weights_BE = torch.zeros_like(distances_BE).scatter_(
-            1, indices, weights)
-        return self._routing(embeddings, distances_BE, weights_BE)
+        return self._metric().distances(
+            self._checked(embeddings, 'the images'))
 
     def ood_score(self, embeddings: Tensor, distances_BE: Tensor) -> Tensor:
-        """How far images lie outside of what an expert knows.
+        """Out-of-distribution score of each image.
+
+        ``log(d / median) / log(max / median)`` with the Mahalanobis distance
+        d to the nearest expert's centroids under its own covariance. A new
+        image of the task scores 0 in the median, and at most 1 as often as
+        ``ood_quantile`` asks for, however widely its distances vary.
 
         Args:
             embeddings (Tensor): (B, D).
             distances_BE (Tensor): (B, E), of :meth:`distances`.
 
         Returns:
-            Tensor: (B,) float64; above 1 the image is flagged out-of-distribution.
-            With the flag 'own', see :func:`own_spread.out-of-distribution score`, of the
-            nearest expert. With 'shared', and for an expert stored before
-            there was another, the distance to an expert relative to the one
-            that ``ood_quantile`` of its own images keep, of the
-            expert that takes the image best.
+            Tensor: (B,) float64; above 1 the image is flagged.
         """
-        limits_E = self._tasks.typical * self._tasks.reach
-        # of equal images the limit is 0, which a distance of 0 keeps
-        tiny = torch.finfo(limits_E.dtype).tiny
-        result_B = (distances_BE / limits_E.clamp_min(tiny)).amin(1)
-        if self.flag == 'shared':
-            return result_B
         x, nearest_B = self._space(embeddings), distances_BE.argmin(1)
+        scores_B = x.new_zeros(len(x))
+        tiny = torch.finfo(x.dtype).tiny
         for index in nearest_B.unique().tolist():
-            name = self.expert_names[index]
-            task, chosen = self._tasks[name], nearest_B == index
-            if not task.limit.isnan():
-                result_B[chosen] = ood_score(
-                    self._spreads.of(name, task).distances(x[chosen]),
-                    task.usual, task.limit)
-        return result_B
+            name, chosen = self.expert_names[index], nearest_B == index
+            task = self._tasks[name]
+            found = self._spread(name).distances(x[chosen]).amin(1)
+            if not task.max_distance.isfinite():
+                continue
+            low = task.median_distance.clamp_min(tiny).log()
+            high = task.max_distance.clamp_min(tiny).log()
+            # of equal images both are one: the least step beyond is outside
+            span = (high - low).clamp_min(1e-9)
+            scores_B[chosen] = (found.clamp_min(tiny).log() - low) / span
+        return scores_B
 
     def prototype_distances(self) -> Tensor:
         """See :meth:`BaseGate.prototype_distances`.
@@ -473,16 +213,25 @@ class PrototypeGate(BaseGate):
         Row i, column j: from i's prototypes to the nearest of j's, averaged
         over the images that they stand for.
         """
-        return self._tasks.between()
+        rows = [
+            task.counts @ self._metric().distances(task.centroids) /
+            task.num_images for task in self._tasks.values()
+        ]
+        return torch.stack(rows) if rows else torch.zeros(0, 0)
 
     def mean_distances(self) -> Tensor:
-        """(E, E) distance of each task's own images to each expert.
+        """(E, E) root mean square distance of tasks' images to experts.
 
-        Row i, column j: root mean square over the training images of task
-        i, from what is kept of them; exact with one prototype per task,
-        where it is ``sqrt(d_ii^2 + |m_i - m_j|^2)``.
+        Row i, column j: over the training images of task i, from what is
+        kept of them; exact with one prototype per task, where it is
+        ``sqrt(d_ii^2 + |m_i - m_j|^2)``.
         """
-        return self._tasks.mean_distances()
+        metric = self._metric()
+        rows = []
+        for own, task in zip(metric.rms_distances, self._tasks.values()):
+            apart = metric.distances(task.centroids).square()
+            rows.append(own**2 + task.counts @ apart / task.num_images)
+        return torch.stack(rows).sqrt()
 
     def nearest(self, embeddings: Tensor) -> str:
         """The expert nearest, on average, to a new task's images.
@@ -490,8 +239,7 @@ class PrototypeGate(BaseGate):
         Args:
             embeddings (Tensor): Of the new task, as :meth:`fit` takes them.
         """
-        x = own_embeddings(embeddings)
-        mean = self.distances(x).square().mean(0)
+        mean = self._mean_square(embeddings)
         return self.expert_names[int(mean.argmin())]
 
     def neighbours(self, embeddings: Tensor) -> Dict[str, float]:
@@ -504,27 +252,52 @@ class PrototypeGate(BaseGate):
             dict[str, float]: See :func:`nearest_weights`, for the root mean
             square of the images' distances.
         """
-        x = own_embeddings(embeddings)
-        mean = self.distances(x).square().mean(0).sqrt()
+        mean = self._mean_square(embeddings).sqrt()
         weights = nearest_weights(mean[None])[0].tolist()
         return {n: w for n, w in zip(self.expert_names, weights) if w > 0}
+
+    def _mean_square(self, embeddings: Tensor) -> Tensor:
+        """(E,) mean squared distance of a new task's images."""
+        return self.distances(own_embeddings(embeddings)).square().mean(0)
 
     def _routing(self, embeddings: Tensor, distances_BE: Tensor,
                  weights_BE: Tensor) -> Routing:
         """With the flag for out-of-distribution images."""
-        ood_score_B = self.ood_score(embeddings, distances_BE)
+        scores_B = self.ood_score(embeddings, distances_BE)
         return Routing(
             self.expert_names,
             weights_BE.float(),
             distances_BE.float(),
-            ood_score_B > 1,
-            ood_score=ood_score_B)
+            scores_B > 1,
+            ood_score=scores_B)
 
     def _add(self, task: str, prototypes: Prototypes) -> None:
         self._check_size(prototypes.centroids, f'task {task!r}')
         super().fit(task, None)
         self._tasks[task] = prototypes
-        self._spreads.forget(task)
+        self._shared = None
+        self._spreads.pop(task, None)
+
+    def _metric(self) -> '_SharedMetric':
+        """The metric of all tasks, made when a distance is asked for."""
+        if self._shared is None:
+            tasks = list(self._tasks.values())
+            matrix = None
+            if self.metric == 'mahalanobis':
+                matrix = _shared_whitening(tasks, self.shrinkage,
+                                           self.perturbation_weight)
+            self._shared = _SharedMetric.of(tasks, matrix)
+        return self._shared
+
+    def _spread(self, name: str) -> '_Metric':
+        """The metric of one task's own spread; those used last are kept."""
+        found = self._spreads.pop(name, None)
+        if found is None:
+            found = _own_metric(self._tasks[name])
+        self._spreads[name] = found
+        if len(self._spreads) > _NUM_SPREADS:
+            del self._spreads[next(iter(self._spreads))]
+        return found
 
     def _checked(self, embeddings: Tensor, whose: str) -> Tensor:
         self._check_size(embeddings, whose)
@@ -535,16 +308,220 @@ class PrototypeGate(BaseGate):
 
     def _check_size(self, embeddings: Tensor, whose: str) -> None:
         # all tasks that were taken have one size
-        for other in self._tasks.names[:1]:
-            size = self._tasks[other].size
-            if size != embeddings.shape[-1]:
+        for name, task in self._tasks.items():
+            if task.size != embeddings.shape[-1]:
                 raise ValueError(
                     f'embeddings of {whose} have {embeddings.shape[-1]} '
-                    f'values, those of task {other!r} {size}: keep the '
+                    f'values, those of task {name!r} {task.size}: keep the '
                     'embedder as it was for the whole stream')
+            return
 
     def _space(self, embeddings: Tensor) -> Tensor:
         x = embeddings.detach().double().cpu()
-        if self.metric == 'cosine':
-            return torch.nn.functional.normalize(x, dim=-1)
+        return F.normalize(x, dim=-1) if self.metric == 'cosine' else x
+
+
+class _Metric(NamedTuple):
+    """``d(x, c) = |W (x - c)|``, with the centroids whitened once.
+
+    Args:
+        matrix (Tensor, optional): (D, D) float64, W; None for the identity.
+        centroids (Tensor): (M, D), ``W c``.
+    """
+    matrix: Optional[Tensor]
+    centroids: Tensor
+
+    @classmethod
+    def of(cls, centroids: Tensor, matrix: Optional[Tensor]) -> '_Metric':
+        """The metric of centroids that are not whitened yet."""
+        return cls(matrix, _whiten(centroids, matrix))
+
+    def distances(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, M)."""
+        # by differences, so that equal points are at distance zero
+        return torch.cdist(
+            _whiten(x, self.matrix),
+            self.centroids,
+            compute_mode='donot_use_mm_for_euclid_dist')
+
+
+class _SharedMetric(NamedTuple):
+    """One metric for the prototypes of all tasks.
+
+    Args:
+        metric (_Metric): Of the M centroids of all tasks.
+        owners (Tensor): (M,), index of each centroid's task.
+        rms_distances (Tensor): (E,), root mean squared distance of each
+            task's own training images.
+    """
+    metric: _Metric
+    owners: Tensor
+    rms_distances: Tensor
+
+    @classmethod
+    def of(cls, tasks: Sequence[Prototypes],
+           matrix: Optional[Tensor]) -> '_SharedMetric':
+        """Prototypes of tasks under ``W``; None is the identity.
+
+        The mean squared distance follows from the scatter alone, ``tr(W' W
+        S_t) / n_t``, so it stays right when another task changes W.
+        """
+        eye = torch.eye(tasks[0].size, dtype=torch.float64)
+        precision = eye if matrix is None else matrix.T @ matrix
+        # off the diagonal, a packed entry stands for two
+        packed = pack(2 * precision - precision.diag().diag())
+        squares = torch.stack([
+            torch.dot(packed, task.scatter.double()) / task.num_images
+            for task in tasks
+        ])
+        sizes = torch.tensor([len(task.centroids) for task in tasks])
+        return cls(
+            _Metric.of(torch.cat([task.centroids for task in tasks]), matrix),
+            torch.arange(len(tasks)).repeat_interleave(sizes),
+            squares.clamp_min(0).sqrt())
+
+    def distances(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, E), to the nearest centroid of each task."""
+        apart_BM = self.metric.distances(x)
+        nearest_BE = apart_BM.new_full((len(x), len(self.rms_distances)),
+                                       torch.inf)
+        return nearest_BE.scatter_reduce_(1, self.owners.expand(len(x), -1),
+                                          apart_BM, 'amin')
+
+
+def _whiten(x: Tensor, matrix: Optional[Tensor]) -> Tensor:
+    """(N, D) -> (N, D); equal rows give equal rows, bit for bit."""
+    if matrix is None:
         return x
+    # row by row: in one product, rounding depends on the row's place, which
+    # would break ties between experts and zero distances
+    return torch.stack([matrix @ row.clone() for row in x])
+
+
+def _shared_whitening(tasks: Sequence[Prototypes], shrinkage: float,
+                      perturbation_weight: float) -> Tensor:
+    """Whitening by the within-task covariance that all tasks share.
+
+    ``S = sum_t scatter_t / sum_t n_t``, where a scatter includes the task's
+    weighted perturbation, shrunk towards its diagonal: ``C = (1 - a) S + a
+    diag(S) = L L'`` and ``W = L^-1``.
+
+    Args:
+        tasks (Sequence[Prototypes]): All tasks.
+        shrinkage (float): a, in (0, 1].
+        perturbation_weight (float): As in :class:`PrototypeGate`.
+
+    Returns:
+        Tensor: (D, D) float64, W.
+
+    Raises:
+        ValueError: If the covariance is too singular for this shrinkage.
+    """
+    scatter = torch.zeros_like(tasks[0].scatter, dtype=torch.float64)
+    for task in tasks:
+        scatter += task.within(perturbation_weight)
+    covariance, size = unpack(scatter / sum(t.num_images for t in tasks),
+                              tasks[0].size), tasks[0].size
+    variance = _positive(covariance.diagonal())
+    covariance *= 1 - shrinkage
+    covariance.diagonal().copy_(variance)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        raise ValueError(
+            f'gate.shrinkage {shrinkage} is too small: the embeddings spread '
+            f'in fewer than their {size} dimensions. Raise it; 0.1 is the '
+            'default.')
+    return _inverse_of_factor(factor)
+
+
+def _own_metric(task: Prototypes) -> _Metric:
+    """The metric of one task's own spread.
+
+    With ``S = scatter / (N - K)`` and its correlations R, the covariance is
+    ``diag(S)^1/2 ((1 - a) R + a I) diag(S)^1/2``, where a is
+    :func:`oas_shrinkage`: the fewer images, the less is made of how features
+    go together. The directions in which a task varies little are what gives
+    an image of another domain away.
+    """
+    degrees = max(1.0, task.num_images - len(task.centroids))
+    covariance = unpack(task.scatter.double() / degrees, task.size)
+    deviation = _positive(covariance.diagonal()).sqrt()
+    correlation = covariance / deviation / deviation[:, None]
+    correlation.fill_diagonal_(1)
+    correlation *= 1 - oas_shrinkage(correlation, task.num_images)
+    correlation.fill_diagonal_(1)
+    matrix = _inverse_of_factor(torch.linalg.cholesky(correlation))
+    return _Metric.of(task.centroids, matrix / deviation)
+
+
+def _positive(variance: Tensor) -> Tensor:
+    """Variances that a constant feature cannot make zero."""
+    return variance.clamp_min(variance.mean().clamp_min(1e-12) * 1e-6)
+
+
+def _inverse_of_factor(factor: Tensor) -> Tensor:
+    """``L^-1`` of a lower triangle."""
+    eye = torch.eye(len(factor), dtype=factor.dtype)
+    return torch.linalg.solve_triangular(factor, eye, upper=False)
+
+
+def oas_shrinkage(correlation: Tensor, num_images: float) -> float:
+    """Share of the identity that estimates a correlation matrix best.
+
+    Oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero 2010, eq.
+    23) of a covariance towards ``tr(S) / D`` times the identity. Applied to
+    correlations, whose target it leaves at 1, so that features of any unit
+    count alike; the paper's is of the covariance itself. At least 0.1 %,
+    which keeps features that depend on each other invertible.
+
+    Args:
+        correlation (Tensor): (D, D), S.
+        num_images (float): It was computed from.
+
+    Returns:
+        float: In (0, 1]; 1 for uncorrelated features or very few images.
+    """
+    size = len(correlation)
+    square = float(correlation.square().sum())
+    trace_square = float(correlation.trace())**2
+    above = (1 - 2 / size) * square + trace_square
+    below = (num_images + 1 - 2 / size) * (square - trace_square / size)
+    return 1.0 if above >= below else max(1e-3, above / below)
+
+
+def _calibrate(x: Tensor, num_prototypes: int,
+               quantile: float) -> Tuple[Tensor, Tensor]:
+    """Distances that new images of a task will have, by cross-fitting.
+
+    Images lie closer to a fit that they took part in than new ones will, so
+    each fold is measured against the fit of the others. Images of a data set
+    mostly come as frames of drives, so a fold is a run of neighbours: were
+    neighbours dealt out to different folds, each would find its twins in the
+    others, and the limit would refuse many images of a new drive. Of N
+    distances the limit is the ``ceil((N + 1) quantile)``-th smallest, or the
+    largest: it keeps that share of new images on average where they come as
+    the folds do (split conformal prediction), for fewer than ``1 / (1 -
+    quantile)`` images a little less.
+
+    Args:
+        x (Tensor): (N, D) float64, of the task's images in their order.
+        num_prototypes (int): K.
+        quantile (float): Share of new images that should be kept.
+
+    Returns:
+        tuple[Tensor, Tensor]: (), median and limit of the distances. With
+        fewer than two images nothing can be calibrated: both are inf.
+    """
+    if len(x) < 2:
+        infinite = x.new_tensor(torch.inf)
+        return infinite, infinite.clone()
+    parts: List[Tensor] = []
+    indices = torch.arange(len(x))
+    for fold in indices.tensor_split(min(_NUM_FOLDS, len(x))):
+        kept = torch.ones(len(x), dtype=torch.bool)
+        kept[fold] = False
+        fitted = _own_metric(Prototypes.of(x[kept], num_prototypes))
+        parts.append(fitted.distances(x[fold]).amin(1))
+    distances = torch.cat(parts).sort().values
+    rank = min(len(x), math.ceil((len(x) + 1) * quantile))
+    return distances.median(), distances[rank - 1]

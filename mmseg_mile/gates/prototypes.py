@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sufficient statistics of a task's embeddings, and what is made of them."""
+"""Sufficient statistics of a task's embeddings."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Sequence
 
 import torch
 from torch import Tensor
 
-# Shape legend: N images, D embedding, K prototypes
-#: Of images that prototypes are calibrated with.
-NUM_FOLDS = 5
+# Shape legend: N images, L views of each, D embedding, K prototypes
 
 
-def _unknown() -> Tensor:
-    return torch.tensor(torch.nan, dtype=torch.float64)
+def _infinite() -> Tensor:
+    return torch.tensor(torch.inf, dtype=torch.float64)
 
 
 @dataclass
 class Prototypes:
     """Centroids, counts and scatter of one task.
+
+    Sums over images only: those of several tasks, or of several processes,
+    add up, and can be taken away again.
 
     Args:
         centroids (Tensor): (K, D) float64.
@@ -29,42 +29,48 @@ class Prototypes:
             the sum over images of the outer product of their offset from
             the nearest centroid. In float32: it is a sample's spread, known
             to a few per cent, and most of what a gate stores.
-        reach (Tensor): (), calibrated distance of the task's own images
-            relative to their mean squared distance; inf if unknown.
-        usual (Tensor): (), median distance of new images of the task in
-            units of its own spread, see :func:`own_spread.calibrate`; NaN
-            in libraries from before it was calibrated.
-        limit (Tensor): (), the distance that most of them keep within; NaN
-            likewise.
-        drift (Tensor): (D * (D + 1) / 2,), packed like ``scatter``: the sum
-            over images of the outer product of how far a disturbed copy
-            moves, the mean over copies; float32. Empty if unknown.
+        perturbation (Tensor): (D * (D + 1) / 2,), packed like ``scatter``:
+            the sum over images of the outer product of how far an augmented
+            view moves, the mean over views; float32. Empty if unknown.
+        median_distance (Tensor): (), median distance of new images of the
+            task in units of its own spread; inf if it was not calibrated.
+        max_distance (Tensor): (), the distance that most of them keep
+            within; inf likewise.
     """
     centroids: Tensor
     counts: Tensor
     scatter: Tensor
-    reach: Tensor
-    usual: Tensor = field(default_factory=_unknown)
-    limit: Tensor = field(default_factory=_unknown)
-    drift: Tensor = field(default_factory=lambda: torch.zeros(0))
+    perturbation: Tensor = field(default_factory=lambda: torch.zeros(0))
+    median_distance: Tensor = field(default_factory=_infinite)
+    max_distance: Tensor = field(default_factory=_infinite)
 
     @classmethod
     def of(cls, embeddings: Tensor, num_prototypes: int) -> 'Prototypes':
-        """Statistics of (N, D) embeddings."""
-        x = embeddings.double().cpu()
+        """Statistics of a task.
+
+        Args:
+            embeddings (Tensor): (N, D), or (N, L, D) with views, the
+                image's own first.
+            num_prototypes (int): K, see :func:`k_means`.
+        """
+        x = own_embeddings(embeddings).double().cpu()
         centroids = k_means(x, num_prototypes)
         nearest = torch.cdist(x, centroids).argmin(1)
-        counts = torch.bincount(nearest, minlength=len(centroids))
+        counts = torch.bincount(nearest, minlength=len(centroids)).double()
         offsets = x - centroids[nearest]
-        return cls(centroids, counts.double(),
-                   pack(offsets.T @ offsets).float(),
-                   torch.tensor(torch.inf, dtype=torch.float64))
+        found = cls(centroids, counts, pack(offsets.T @ offsets).float())
+        if embeddings.dim() == 3 and embeddings.shape[1] > 1:
+            views = embeddings[:, 1:].double().cpu()
+            moves = (views - x[:, None]).flatten(0, 1)
+            found.perturbation = pack(moves.T @ moves / views.shape[1]).float()
+        return found
 
     def within(self, perturbation_weight: float) -> Tensor:
-        """Scatter and weighted drift, (D * (D + 1) / 2,) float64."""
+        """(D * (D + 1) / 2,) scatter and weighted perturbation, float64."""
         scatter = self.scatter.double()
-        if perturbation_weight and self.drift.numel():
-            scatter = scatter + perturbation_weight * self.drift.double()
+        if perturbation_weight and self.perturbation.numel():
+            scatter = scatter + (
+                perturbation_weight * self.perturbation.double())
         return scatter
 
     @property
@@ -74,7 +80,7 @@ class Prototypes:
 
     @property
     def num_images(self) -> float:
-        """float: Images of the task."""
+        """float: N."""
         return float(self.counts.sum())
 
     def state(self) -> Dict[str, Tensor]:
@@ -88,33 +94,15 @@ class Prototypes:
         Raises:
             ValueError: If it is the state of something else.
         """
-        names = [part.name for part in fields(cls)]
-        required = names[:names.index('usual')]
-        if not set(required) <= set(state) <= set(names):
-            raise ValueError(f'they hold {sorted(state)[:5]}, not '
-                             f'{sorted(required)}')
+        names = sorted(part.name for part in fields(cls))
+        if sorted(state) != names:
+            raise ValueError(f'they hold {sorted(state)[:6]}, not {names}')
         return cls(**state)
 
 
 def own_embeddings(embeddings: Tensor) -> Tensor:
-    """(N, D) or (N, L, D), see :meth:`BaseGate.fit` -> (N, D) of images."""
+    """(N, D) of the images themselves, of (N, D) or of (N, L, D)."""
     return embeddings[:, 0] if embeddings.dim() == 3 else embeddings
-
-
-def drift_of(embeddings: Tensor) -> Tensor:
-    """How images move when they are disturbed, see :class:`Prototypes`.
-
-    Args:
-        embeddings (Tensor): As :meth:`BaseGate.fit` takes them, float64.
-
-    Returns:
-        Tensor: (D * (D + 1) / 2,) float32; empty without copies.
-    """
-    if embeddings.dim() == 2 or embeddings.shape[1] == 1:
-        return torch.zeros(0)
-    own, copies = embeddings[:, :1], embeddings[:, 1:]
-    moves = (copies - own).flatten(0, 1)
-    return pack(moves.T @ moves / copies.shape[1]).float()
 
 
 def pack(symmetric: Tensor) -> Tensor:
@@ -164,194 +152,9 @@ def k_means(x: Tensor, num_clusters: int, num_steps: int = 50) -> Tensor:
     return centroids
 
 
-def folds(num_images: int, num_folds: int) -> List[Tensor]:
-    """Interleaved index sets for cross-fitting."""
-    indices = torch.arange(num_images)
-    return [indices[k::num_folds] for k in range(min(num_folds, num_images))]
-
-
-def runs(num_images: int, num_folds: int) -> List[Tensor]:
-    """Index sets for cross-fitting, each a run of neighbours.
-
-    Images of a data set mostly come as frames of drives. Were neighbours
-    dealt out to different folds, each would find its twins in the others,
-    and a limit made from them would refuse many images of a new drive.
-    """
-    return list(
-        torch.arange(num_images).tensor_split(min(num_folds, num_images)))
-
-
-# Shape legend: B images, N images of a task, D embedding, K prototypes
-# Of D * D values each.
-_NUM_KEPT = 64
-
-
-@dataclass(frozen=True)
-class OwnSpread:
-    """Distances to one task in units of the spread of its own images.
-
-    The routing's covariance is shared, so that tasks can be compared; here
-    one task is asked alone, and the directions in which it varies little
-    are what gives a stranger away. Nothing of another task enters: what an
-    expert takes for its own stays the same whichever experts come and go.
-
-    Args:
-        matrix (Tensor): (D, D) float64, W with ``W' W`` the inverse of the
-            shrunk covariance.
-        centroids (Tensor): (K, D) float64.
-    """
-    matrix: Tensor
-    centroids: Tensor
-
-    @classmethod
-    def of(cls, task: Prototypes) -> 'OwnSpread':
-        """The spread that a task's scatter tells.
-
-        With ``S = scatter / (N - K)`` and its correlations R, the inverse
-        is that of ``diag(S)^1/2 ((1 - a) R + a I) diag(S)^1/2``, where a is
-        :func:`oas_shrinkage`: the fewer images, the less is made of how
-        features go together.
-        """
-        centroids = task.centroids
-        degrees = max(1.0, task.num_images - len(centroids))
-        covariance = unpack(task.scatter.double() / degrees, task.size)
-        variance = covariance.diagonal()
-        # a constant feature must not divide by zero
-        floor = variance.mean().clamp_min(1e-12) * 1e-6
-        deviation = variance.clamp_min(floor).sqrt()
-        correlation = covariance / deviation / deviation[:, None]
-        correlation.fill_diagonal_(1)
-        correlation *= 1 - oas_shrinkage(correlation, task.num_images)
-        correlation.fill_diagonal_(1)
-        factor = torch.linalg.cholesky(correlation)
-        eye = torch.eye(task.size, dtype=torch.float64)
-        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-        return cls(inverse / deviation, centroids)
-
-    def distances(self, x: Tensor) -> Tensor:
-        """Mahalanobis distance to the nearest centroid.
-
-        Args:
-            x (Tensor): (B, D) float64.
-
-        Returns:
-            Tensor: (B,), of an image the same in any batch.
-        """
-        # row by row: in one product, rounding depends on the row's place
-        return torch.stack([
-            ((row - self.centroids) @ self.matrix.T).square().sum(1).amin()
-            for row in x
-        ]).sqrt()
-
-
-class OwnSpreads:
-    """Spreads of the tasks asked for last.
-
-    A spread follows from what is kept of a task anyway, at the cost of a
-    matrix's inverse; those in use are kept at hand, not those of hundreds
-    of experts.
-    """
-
-    def __init__(self) -> None:
-        self._kept: Dict[str, OwnSpread] = {}
-
-    def of(self, name: str, task: Prototypes) -> OwnSpread:
-        """The spread of a task, made if need be."""
-        spread = self._kept.pop(name, None)
-        # the one used last stands last
-        self._kept[name] = OwnSpread.of(task) if spread is None else spread
-        if len(self._kept) > _NUM_KEPT:
-            del self._kept[next(iter(self._kept))]
-        return self._kept[name]
-
-    def forget(self, name: str) -> None:
-        """Of a task that is gone or was learned anew."""
-        self._kept.pop(name, None)
-
-
-def oas_shrinkage(correlation: Tensor, num_images: float) -> float:
-    """Share of the identity that estimates a correlation matrix best.
-
-    Oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero 2010, eq.
-    23) of a covariance towards ``tr(S) / D`` times the identity. Applied to
-    correlations, whose target it leaves at 1, so that features of any unit
-    count alike; the paper's is of the covariance itself. At least 0.1 %,
-    which keeps features that depend on each other invertible.
-
-    Args:
-        correlation (Tensor): (D, D), S.
-        num_images (float): It was computed from.
-
-    Returns:
-        float: In (0, 1]; 1 for uncorrelated features or very few images.
-    """
-    size = len(correlation)
-    square = float(correlation.square().sum())
-    trace_square = float(correlation.trace())**2
-    above = (1 - 2 / size) * square + trace_square
-    below = (num_images + 1 - 2 / size) * (square - trace_square / size)
-    return 1.0 if above >= below else max(1e-3, above / below)
-
-
-def calibrate(x: Tensor, num_prototypes: int,
-              quantile: float) -> Tuple[Tensor, Tensor]:
-    """What distances new images of a task will have, by cross-fitting.
-
-    Images lie closer to a fit that they took part in than new ones will, so
-    each fold is measured against the fit of the others. Folds are runs of
-    neighbours, see :func:`runs`. Of N distances the limit is the
-    ``ceil((N + 1) quantile)``-th smallest, or the largest: it keeps that
-    share of new images on average where they come as the folds do
-    (split conformal prediction), for fewer than ``1 / (1 - quantile)``
-    images a little less.
-
-    Args:
-        x (Tensor): (N, D) float64, of the task's images in their order.
-        num_prototypes (int): K.
-        quantile (float): Share of new images that should be kept.
-
-    Returns:
-        tuple[Tensor, Tensor]: (), median and limit of the distances. With
-        fewer than two images nothing can be calibrated: 0 and inf.
-    """
-    if len(x) < 2:
-        return x.new_zeros(()), x.new_tensor(torch.inf)
-    parts = []
-    for fold in runs(len(x), NUM_FOLDS):
-        kept = torch.ones(len(x), dtype=torch.bool)
-        kept[fold] = False
-        fitted = OwnSpread.of(Prototypes.of(x[kept], num_prototypes))
-        parts.append(fitted.distances(x[fold]))
-    distances = torch.cat(parts).sort().values
-    rank = min(len(x), math.ceil((len(x) + 1) * quantile))
-    return distances.median(), distances[rank - 1]
-
-
-def ood_score(distances: Tensor, usual: Tensor, limit: Tensor) -> Tensor:
-    """``log(d / usual) / log(limit / usual)``.
-
-    On this scale a new image of the task lies at 0 in the median and below 1
-    as often as was asked for, however widely distances of the task vary.
-
-    Args:
-        distances (Tensor): (B,), d.
-        usual (Tensor): (), median distance of new images of the task.
-        limit (Tensor): (), the distance up to which it takes images, not
-            below ``usual``.
-
-    Returns:
-        Tensor: (B,), above 1 where ``d > limit``.
-    """
-    tiny = torch.finfo(distances.dtype).tiny
-    low, high = usual.clamp_min(tiny).log(), limit.clamp_min(tiny).log()
-    # of equal images both are one, and the least step beyond is a stranger
-    span = (high - low).clamp_min(1e-9)
-    return (distances.clamp_min(tiny).log() - low) / span
-
-
 def merge_prototypes(states: Sequence[Dict[str, Tensor]],
                      pooled: bool = False) -> Dict[str, Tensor]:
-    """What a gate would know had it seen the images of all tasks as one.
+    """Statistics of several tasks as those of one.
 
     Counts, means and scatter of all images follow from those of the parts.
     By default every centroid stays a centroid, so that an image is as near
@@ -392,18 +195,11 @@ def merge_prototypes(states: Sequence[Dict[str, Tensor]],
         offsets = centroids - mean
         scatter = scatter + pack(offsets.T @ (counts[:, None] * offsets))
         centroids, counts = mean[None], counts.sum()[None]
-    drifts = [part.drift for part in parts]
-    known = all(drift.numel() for drift in drifts)
-    drift = torch.stack(drifts).double().sum(0) if known else torch.zeros(0)
-    reach = max((part.reach for part in parts), key=_if_known)
-    # an old part, with no limit of its own, leaves the merged task without
-    widest = max(parts, key=lambda part: _if_known(part.limit))
-    return Prototypes(centroids, counts, scatter.float(), reach, widest.usual,
-                      widest.limit, drift.float()).state()
-
-
-def _if_known(limit: Tensor) -> float:
-    """A limit by its size; inf is of one image, and flags nothing."""
-    if limit.isnan():
-        return torch.inf
-    return float(limit) if limit.isfinite() else -torch.inf
+    moved = [part.perturbation.double() for part in parts]
+    known = all(part.numel() for part in moved)
+    perturbation = torch.stack(moved).sum(0) if known else torch.zeros(0)
+    # a part of one image was not calibrated: its limit is infinite
+    calibrated = [p for p in parts if p.max_distance.isfinite()] or parts
+    widest = max(calibrated, key=lambda part: float(part.max_distance))
+    return Prototypes(centroids, counts, scatter.float(), perturbation.float(),
+                      widest.median_distance, widest.max_distance).state()

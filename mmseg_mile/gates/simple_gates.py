@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One expert for every image."""
+"""Gates that ask no distance: fixed, oracle, random, wrong, and none."""
 from __future__ import annotations
 
 import hashlib
@@ -35,24 +35,13 @@ class FixedGate(BaseGate):
 
 
 @TASK_UTILS.register_module()
-class LastGate(BaseGate):
-    """Routes every image to the expert learned last."""
-
-    def route(self, embeddings: Optional[Tensor],
-              tasks: Sequence[Optional[str]]) -> Routing:
-        """See :meth:`BaseGate.route`."""
-        self._check_ready()
-        return self._one_hot([self.expert_names[-1]] * len(tasks))
-
-
-@TASK_UTILS.register_module()
 class NoExpertGate(PrototypeGate):
     """Sends every image to the base without an expert.
 
-    What a model is worth before it has learned anything of a domain: SemLA's
-    zero-shot (arXiv 2503.21780). Distances are measured all the same, to
-    know whose head speaks, and for the flag. Arguments are those of
-    :class:`PrototypeGate`.
+    The zero-shot row of SemLA (arXiv 2503.21780): a model before it has
+    learned anything of a domain. Distances are measured all the same, for
+    the decode head of the nearest expert, and for the flag. Arguments are
+    those of :class:`PrototypeGate`.
     """
 
     def route(self, embeddings: Optional[Tensor],

@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmseg_mile.evaluation.continual_scores import Spread
-from mmseg_mile.evaluation.leaderboard import StreamBoard
-from mmseg_mile.evaluation.leave_one_out import LeaveOneOut, scopes_of
-from mmseg_mile.evaluation.left_out_methods import COMPARED, ORACLE, title_of
+from mmseg_mile.evaluation.leaderboard import Comparison
+from mmseg_mile.evaluation.leave_one_out import (COMPARED, ORACLE, LeaveOneOut,
+                                                 title_of)
 from .plots import LETTERS, STYLE, new_figure, short_name, task_styles
 
 RANKED, HELPED = '#1f5a96', '#7a7a7a'
 
 
 @rc_context(STYLE)
-def leaderboard_chart(board: StreamBoard) -> Figure:
+def leaderboard_chart(board: Comparison) -> Figure:
     """Average mIoU of every method, best on top.
 
     A filled dot is the mean at the end and its bar one standard deviation;
@@ -28,7 +28,7 @@ def leaderboard_chart(board: StreamBoard) -> Figure:
     learned, so the line between the two is what was forgotten or gained.
     Methods that get a task label or old images are grey.
     """
-    rows = board.standings
+    rows = board.rows
     figure, (axes, ) = _dot_figure([row.method for row in rows], 1)
     for y, row in enumerate(rows):
         colour = HELPED if row.help else RANKED
@@ -63,7 +63,7 @@ def leave_one_out_chart(results: LeaveOneOut) -> Figure:
     """
     methods = [m for m in COMPARED if m in results.methods]
     titles = dict(own='own expert removed', family='whole family removed')
-    scopes = scopes_of(results)[1:]
+    scopes = results.scopes[1:]
     styles = task_styles(len(results.tasks))
     oracle = results.harmonic('none', ORACLE).mean
     figure, panels = _dot_figure([title_of(m) for m in methods], len(scopes))

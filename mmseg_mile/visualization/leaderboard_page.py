@@ -2,13 +2,12 @@
 """A leaderboard as one HTML page, and its charts as PNG files."""
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import List
 
-from mmseg_mile.evaluation.leaderboard import Leaderboard
-from mmseg_mile.evaluation.leaderboard_tables import (INTRODUCTION, tables_of,
-                                                      write_tables)
+from mmseg_mile.evaluation.leaderboard import (INTRODUCTION, Leaderboard,
+                                               tables_of, write_tables)
+from mmseg_mile.evaluation.tables import has_figures
 from mmseg_mile.files import PathLike, write_text
 from .charts import leaderboard_chart
 from .plots import save_figure
@@ -20,14 +19,22 @@ def leaderboard_page(leaderboard: Leaderboard) -> str:
 
     It holds no date and no path, so the same runs give the same bytes.
     """
-    runs = sum(
-        len(s.runs) for board in leaderboard.boards for s in board.standings)
-    streams = [(title, board, PageFigure.of(leaderboard_chart(board)),
-                tables_of(board))
-               for title, board in zip(leaderboard.titles, leaderboard.boards)]
+    boards = leaderboard.comparisons
+    streams = []
+    for title, board in zip(leaderboard.titles, boards):
+        tables = []
+        for table in tables_of(board):
+            cells = table.frame.to_numpy().tolist()
+            words = [
+                i for i, column in enumerate(zip(*cells))
+                if not has_figures(column)
+            ]
+            tables.append((table, cells, words))
+        chart = PageFigure.of(leaderboard_chart(board))
+        streams.append((title, board, chart, tables))
     return render(
         'leaderboard.html',
-        num_runs=runs,
+        num_runs=sum(len(row.runs) for board in boards for row in board.rows),
         introduction=INTRODUCTION,
         streams=streams,
         left_out=leaderboard.left_out)
@@ -48,12 +55,9 @@ def write_leaderboard(leaderboard: Leaderboard,
     folder = Path(folder)
     page = folder / 'leaderboard.html'
     write_text(page, leaderboard_page(leaderboard))
-    charts: List[Path] = []
-    for board, title in zip(leaderboard.boards, leaderboard.titles):
-        stem = 'leaderboard_' + re.sub(r'[^\w.]+', '-', title)
-        path, count = folder / f'{stem}.png', 1
-        while path in charts:
-            count += 1
-            path = folder / f'{stem}-{count}.png'
-        charts.append(save_figure(leaderboard_chart(board), path))
+    charts = [
+        save_figure(
+            leaderboard_chart(board), folder / f'leaderboard_{stem}.png')
+        for board, stem in zip(leaderboard.comparisons, leaderboard.stems)
+    ]
     return [page, *write_tables(leaderboard, folder), *charts]

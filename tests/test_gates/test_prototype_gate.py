@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from mmseg.registry import TASK_UTILS
-from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.gates.prototype_gate import PrototypeGate, oas_shrinkage
+from mmseg_mile.gates.prototypes import unpack
 
 METRICS = ('euclidean', 'cosine', 'mahalanobis')
-FLAGS = ('own', 'shared')
+PERTURBED = dict(metric='mahalanobis', perturbation_weight=0.25)
 
 
 def cloud(x, y, spread=(1.0, 1.0), num=200):
@@ -71,7 +71,9 @@ def test_mahalanobis_counts_directions_of_common_spread_little():
 
 
 def test_mahalanobis_distance_is_in_units_of_the_spread():
-    gate = gate_of(dict(a=torch.tensor([[-2., 0], [2, 0], [0, 1], [0, -1]])))
+    gate = gate_of(
+        dict(a=torch.tensor([[-2., 0], [2, 0], [0, 1], [0, -1]])),
+        metric='mahalanobis')
     # variances 8 / 4 and 2 / 4
     distances = route(gate, (2., 0.), (0., 2.)).distances
     torch.testing.assert_close(distances,
@@ -169,7 +171,8 @@ def test_order_of_the_tasks_does_not_matter(metric):
 
 def test_removal_undoes_a_fit():
     tasks = dict(a=cloud(4, 0, (1, 3)), b=cloud(0, 4, (2, 1)))
-    gate, points = gate_of(tasks), torch.randn(20, 2) * 5
+    gate = gate_of(tasks, metric='mahalanobis')
+    points = torch.randn(20, 2) * 5
     before, state = gate.distances(points), gate.state('a')
     gate.fit('c', cloud(-4, 0, (5, 5)))
     assert not torch.equal(gate.distances(points)[:, :2], before)
@@ -202,34 +205,27 @@ def test_state_round_trip_routes_bit_for_bit(metric):
         assert torch.equal(getattr(one, field), getattr(two, field))
 
 
-@pytest.mark.parametrize('flag', FLAGS)
 @pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis'])
 @pytest.mark.parametrize('quantile', [0.8, 0.95])
-def test_new_images_of_a_task_are_flagged_as_often_as_asked(
-        metric, quantile, flag):
+def test_new_images_of_a_task_are_flagged_as_often_as_asked(metric, quantile):
     # 12 dimensions, so that training images lie much closer than new ones
     tasks = {n: torch.randn(300, 12) + 30 * i for i, n in enumerate('abc')}
-    gate = gate_of(tasks, metric=metric, ood_quantile=quantile, flag=flag)
+    gate = gate_of(tasks, metric=metric, ood_quantile=quantile)
     new = torch.randn(4000, 12) + 30
     flagged = gate.route(new, [None] * 4000).ood.float().mean()
     assert abs(flagged - (1 - quantile)) < 0.04
 
 
-@pytest.mark.parametrize('flag', FLAGS)
 @pytest.mark.parametrize('metric', METRICS)
-def test_far_image_is_unfamiliar_and_near_one_is_not(metric, flag):
+def test_far_image_is_flagged_and_near_one_is_not(metric):
     gate = gate_of(
-        dict(a=cloud(30, 0), b=cloud(0, 30)),
-        metric=metric,
-        ood_quantile=1.0,
-        flag=flag)
+        dict(a=cloud(30, 0), b=cloud(0, 30)), metric=metric, ood_quantile=1.0)
     routing = route(gate, (30., 0.), (0., 31.), (-30., -30.), (60., 70.))
     assert routing.ood.tolist() == [False, False, True, True]
 
 
-@pytest.mark.parametrize('flag', FLAGS)
-def test_task_of_one_image_flags_nothing(flag):
-    gate = gate_of(dict(a=torch.zeros(1, 2)), flag=flag)
+def test_task_of_one_image_flags_nothing():
+    gate = gate_of(dict(a=torch.zeros(1, 2)))
     assert not route(gate, (1e6, 0.)).ood.any()
 
 
@@ -276,21 +272,16 @@ def test_task_without_images_is_refused(embeddings):
     (dict(num_prototypes=0), 'gate.num_prototypes must be >= 1, got 0'),
     (dict(top_k=0), 'gate.top_k must be >= 1, got 0'),
     (dict(temperature=0), 'gate.temperature must be > 0, got 0'),
-    (dict(ood_quantile=1.1), r'quantile must be in \(0, 1\], got 1.1'),
+    (dict(ood_quantile=1.1), r'quantile must be in \[0.5, 1\], got 1.1'),
+    (dict(ood_quantile=0.4), r'quantile must be in \[0.5, 1\], got 0.4'),
     (dict(shrinkage=0), r'gate.shrinkage must be in \(0, 1\], got 0'),
-    (dict(perturbation_weight=-1), 'gate.perturbation_weight must be >= 0, got -1'),
-    (dict(perturbation_weight=float('inf')), 'gate.perturbation_weight must be >= 0'),
-    (dict(flag='loud'), "gate.flag must be one of .*'shared'.*got 'loud'"),
-    (dict(ood_quantile=0.4), "0.5 or more with gate.flag 'own', got 0"),
+    (dict(perturbation_weight=-1), 'perturbation_weight must be >= 0, got -1'),
+    (dict(perturbation_weight=float('inf')), 'perturbation_weight must be >='),
+    (dict(perturbation_weight=0.25), "which 'euclidean' has not: set it to 0"),
 ])  # yapf: disable
 def test_argument_out_of_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PrototypeGate(**options)
-
-
-def test_config_builds_it():
-    gate = TASK_UTILS.build(dict(type='PrototypeGate', metric='cosine'))
-    assert gate.needs_embeddings and gate.metric == 'cosine'
 
 
 def test_distances_between_prototypes_are_those_of_the_means():
@@ -328,43 +319,7 @@ def test_without_a_task_there_are_no_prototypes_to_compare():
     assert PrototypeGate().prototype_distances().shape == (0, 0)
 
 
-def test_shared_flag_asks_the_expert_that_takes_the_image_best():
-    gate = gate_of(
-        dict(a=cloud(0, 0), b=cloud(9, 0, (.1, .1))),
-        metric='euclidean',
-        flag='shared')
-    points = torch.tensor([[0., 3.], [9., 3.], [4., 1.]]).double()
-    distances = gate.distances(points)
-    limits = gate._tasks.typical * gate._tasks.reach
-    routing = gate.route(points, [None] * 3)
-    torch.testing.assert_close(routing.ood_score, (distances / limits).amin(1))
-    assert routing.ood.tolist() == (routing.ood_score > 1).tolist()
-
-
-def test_own_flag_asks_the_nearest_expert_alone():
-    # b is narrow: an image beside it is strange to it, and within what the
-    # wide a takes for its own
-    tasks = dict(a=cloud(0, 0, (5, 5)), b=cloud(9, 0, (.1, .1)))
-    own, shared = (
-        gate_of(tasks, metric='euclidean', flag=flag) for flag in FLAGS)
-    for gate, flagged in ((own, True), (shared, False)):
-        routing = route(gate, (8., 0.))
-        assert routing.top_expert(0) == 'b'
-        assert routing.ood.tolist() == [flagged]
-
-
-def test_own_flag_sees_what_breaks_the_rule_of_one_task():
-    # y = x in a alone; the shared spread knows of no such rule
-    x = torch.randn(400, 1) * 3
-    line = torch.cat([x, x + 0.1 * torch.randn(400, 1)], 1)
-    tasks = dict(a=line, b=cloud(40, -40, (5, 5), 400))
-    for flag, flagged in (('own', [False, True]), ('shared', [False, False])):
-        gate = gate_of(tasks, flag=flag)
-        routing = route(gate, (3., 3.), (3., -1.))
-        assert routing.ood.tolist() == flagged
-
-
-def test_what_an_expert_takes_for_its_own_is_its_own_affair():
+def test_flag_of_an_expert_does_not_depend_on_the_others():
     tasks = dict(a=cloud(4, 0, (1, 3)), b=cloud(0, 40, (9, 1)))
     near_a = cloud(4, 0, (3, 3), 40)
     alone = gate_of(dict(a=tasks['a'])).route(near_a, [None] * 40)
@@ -386,23 +341,8 @@ def test_relearned_task_is_asked_for_what_it_learned_last():
     assert routing.ood.tolist() == [False, True]
 
 
-def test_expert_from_before_there_was_an_own_limit_is_asked_as_then():
-    tasks = dict(a=cloud(0, 0), b=cloud(30, 0))
-    images = torch.tensor([[0., 4.], [30., 4.]])
-    shared = gate_of(tasks, flag='shared').route(images, [None] * 2)
-    own = gate_of(tasks).route(images, [None] * 2)
-    gate, old = PrototypeGate(), gate_of(tasks).state('a')
-    del old['usual'], old['limit']
-    gate.load_state('a', old)
-    gate.load_state('b', gate_of(tasks).state('b'))
-    found = gate.route(images, [None] * 2).ood_score
-    assert found[0] == shared.ood_score[0] != own.ood_score[0]
-    assert found[1] == own.ood_score[1]
-
-
-@pytest.mark.parametrize('flag', FLAGS)
-def test_image_that_equals_all_of_a_task_is_familiar(flag):
-    gate = gate_of(dict(a=torch.ones(5, 2)), metric='euclidean', flag=flag)
+def test_image_that_equals_all_of_a_task_is_not_flagged():
+    gate = gate_of(dict(a=torch.ones(5, 2)), metric='euclidean')
     routing = route(gate, (1., 1.), (1., 1.001))
     assert routing.ood.tolist() == [False, True]
 
@@ -430,30 +370,33 @@ def test_mean_distance_is_that_of_the_tasks_own_images(metric):
 
 
 def moved(images, *moves):
-    """Looks at images of which the copies lie elsewhere, in turn."""
+    """Images and views of them that lie elsewhere, in turn."""
     offsets = torch.tensor(moves).repeat(len(images) // len(moves), 1)
     return torch.stack([images, images + offsets], 1)
 
 
 @pytest.mark.parametrize('weight, expert', [(0.25, 'a'), (0, 'b')])
-def test_direction_in_which_copies_move_does_not_choose(weight, expert):
+def test_direction_in_which_views_move_does_not_choose(weight, expert):
     # tasks of unit spread; light moves their images along x, by ten
-    looks = {
+    views = {
         name: moved(images, (-10., 0.), (10., 0.))
         for name, images in (('a', cloud(0, 0)), ('b', cloud(6, 6)))
     }
-    gate = gate_of(looks, perturbation_weight=weight)
+    gate = gate_of(views, metric='mahalanobis', perturbation_weight=weight)
     # of a's height, and as far along x as light may have moved it
     assert chosen(gate, (9., 1.), (0., 0.), (6., 6.)) == [expert, 'a', 'b']
 
 
-def test_copies_move_neither_means_nor_the_own_flag():
+def test_views_change_neither_means_nor_flags():
     images = dict(a=cloud(0, 0), b=cloud(30, 0))
     plain = gate_of(images)
-    gate = gate_of({n: moved(x, (9., 9.)) for n, x in images.items()})
+    gate = gate_of({
+        n: moved(x, (9., 9.))
+        for n, x in images.items()
+    }, **PERTURBED)
     points = torch.tensor([[0., 0.], [2., 2.], [4., 4.], [30., 5.]])
     for name in images:
-        for key in ('centroids', 'counts', 'scatter', 'usual', 'limit'):
+        for key in ('centroids', 'counts', 'scatter', 'max_distance'):
             assert torch.equal(gate.state(name)[key], plain.state(name)[key])
     found, expected = (g.route(points, [None] * 4) for g in (gate, plain))
     assert torch.equal(found.ood_score, expected.ood_score)
@@ -464,25 +407,167 @@ def test_copies_move_neither_means_nor_the_own_flag():
 def test_starts_are_found_by_the_images_alone(use):
     gate = gate_of(dict(a=cloud(0, 0), b=cloud(10, 0)))
     images = cloud(1, 0)
-    looks = moved(images, (12., 0.))
-    assert getattr(gate, use)(looks) == getattr(gate, use)(images)
+    views = moved(images, (12., 0.))
+    assert getattr(gate, use)(views) == getattr(gate, use)(images)
 
 
-@pytest.mark.parametrize('options, looks', [
-    ({}, 2), (dict(perturbation_weight=0), 1), (dict(metric='euclidean'), 1),
-    (dict(metric='cosine'), 1)])  # yapf: disable
-def test_copies_are_asked_for_where_they_matter(options, looks):
-    assert PrototypeGate(**options).num_views == looks
-
-
-def test_drift_survives_storage_and_goes_with_its_task():
-    looks = {n: moved(cloud(x, x), (x, 1.)) for n, x in (('a', 1.), ('b', 9.))}
-    gate, again = gate_of(looks), PrototypeGate()
-    for name in looks:
+def test_perturbation_survives_storage_and_goes_with_its_task():
+    views = {n: moved(cloud(x, x), (x, 1.)) for n, x in (('a', 1.), ('b', 9.))}
+    gate, again = gate_of(views, **PERTURBED), PrototypeGate(**PERTURBED)
+    for name in views:
         again.load_state(name, gate.state(name))
     points = torch.randn(20, 2)
     assert torch.equal(again.distances(points), gate.distances(points))
     again.remove('b')
     assert torch.equal(
         again.distances(points),
-        gate_of(dict(a=looks['a'])).distances(points))
+        gate_of(dict(a=views['a']), **PERTURBED).distances(points))
+
+
+def test_perturbation_asks_for_views():
+    assert PrototypeGate().num_views == 1
+    assert PrototypeGate(**PERTURBED).num_views == 2
+
+
+def test_flag_sees_what_breaks_the_rule_of_one_task():
+    # y = x in a alone: as far from its mean, but across the line
+    x = torch.randn(400, 1) * 3
+    line = torch.cat([x, x + 0.1 * torch.randn(400, 1)], 1)
+    gate = gate_of(dict(a=line, b=cloud(40, -40, (5, 5), 400)))
+    assert route(gate, (3., 3.), (3., -1.)).ood.tolist() == [False, True]
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis'])
+def test_distances_equal_those_of_plain_loops(metric):
+    mixing = torch.linspace(-1, 2, 36).view(6, 6).sin() + 0.5
+    images = [torch.randn(40 + i, 6) @ mixing + i for i in range(3)]
+    gate = gate_of(dict(zip('abc', images)), metric=metric, num_prototypes=2)
+    states = [gate.state(name) for name in 'abc']
+    precision = torch.eye(6).double()
+    if metric == 'mahalanobis':
+        total = sum(unpack(s['scatter'], 6) for s in states).double()
+        covariance = total / sum(map(len, images))
+        shrunk = 0.9 * covariance + 0.1 * covariance.diagonal().diag()
+        precision = shrunk.inverse()
+    x = (torch.randn(9, 6) @ mixing).double()
+    wanted = torch.stack([
+        torch.stack([(point - centre) @ precision @ (point - centre)
+                     for centre in state['centroids']]).min().sqrt()
+        for point in x for state in states
+    ]).view(9, 3)  # yapf: disable
+    torch.testing.assert_close(gate.distances(x), wanted)
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis'])
+def test_equal_tasks_are_equally_far_bit_for_bit(metric):
+    # of a size at which matrix products are blocked
+    centre = torch.randn(20, 101)
+    gate = gate_of(
+        {str(i): centre if i % 3 == 0 else centre + i
+         for i in range(31)},
+        metric=metric)
+    distances = gate.distances(torch.randn(9, 101))[:, ::3]
+    assert (distances == distances[:, :1]).all()
+
+
+def test_removed_task_leaves_no_rounding_behind():
+    tasks = dict(a=cloud(4, 0, (1, 3)), b=cloud(0, 4, (2, 1)))
+    gate, points = gate_of(tasks, metric='mahalanobis'), torch.randn(5, 2)
+    before = gate.distances(points)
+    # huge against the others: subtracting its scatter would show
+    gate.fit('huge', 1e9 * torch.randn(20, 2))
+    gate.distances(points)
+    gate.remove('huge')
+    assert torch.equal(gate.distances(points), before)
+
+
+def test_covariance_is_factored_once_for_many_images(monkeypatch):
+    calls, plain = [], torch.linalg.cholesky_ex
+    gate = gate_of(dict(a=cloud(0, 0), b=cloud(9, 9)), metric='mahalanobis')
+    monkeypatch.setattr(torch.linalg, 'cholesky_ex', lambda *a:
+                        (calls.append(1), plain(*a))[1])
+    for _ in range(3):
+        gate.distances(torch.randn(3, 2))
+    assert calls == [1]
+
+
+def test_shrinkage_weakens_correlation_only():
+    gate = gate_of(
+        dict(a=torch.tensor([[-1., -1], [1, 1]])),
+        metric='mahalanobis',
+        shrinkage=0.5)
+    covariance = torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double()
+    x = torch.tensor([3., -1.]).double()
+    torch.testing.assert_close(
+        gate.distances(x[None])[0, 0], (x @ covariance.inverse() @ x).sqrt())
+
+
+@pytest.mark.parametrize('images',
+                         [[[-1., 3], [1, 3]], [[1., 1]], [[1., 2], [1, 2]]])
+def test_feature_without_spread_divides_by_no_zero(images):
+    gate = gate_of(dict(a=torch.tensor(images)), metric='mahalanobis')
+    routing = route(gate, (1., 2.), (5., 5.))
+    assert routing.distances.isfinite().all()
+    assert routing.ood_score.isfinite().all()
+
+
+def test_too_little_shrinkage_is_refused():
+    gate = gate_of(
+        dict(a=torch.tensor([[-1., -1], [1, 1]])),
+        metric='mahalanobis',
+        shrinkage=1e-20)
+    with pytest.raises(ValueError, match='gate.shrinkage 1e-20 is too small'):
+        route(gate, (0., 0.))
+
+
+def test_fewer_images_shrink_more():
+    correlation = torch.tensor([[1, 0.8], [0.8, 1]]).double()
+    # p = 2: tr(S^2) = 3.28, tr(S)^2 = 4: 4 / ((n + 0) (3.28 - 2))
+    assert oas_shrinkage(correlation, 10) == pytest.approx(4 / 12.8)
+    assert oas_shrinkage(correlation, 100) == pytest.approx(4 / 128)
+    assert oas_shrinkage(correlation, 3) == 1
+    assert oas_shrinkage(correlation, 1e9) == 1e-3
+    assert oas_shrinkage(torch.eye(5).double(), 1000) == 1
+
+
+def limit_of(x, quantile, **options):
+    """The distance up to which an expert accepts images."""
+    gate = gate_of(dict(a=x), ood_quantile=quantile, **options)
+    return float(gate.state('a')['max_distance'])
+
+
+def test_limit_counts_the_new_image_among_the_others():
+    x = torch.arange(19.)[:, None]
+    limits = [limit_of(x, q) for q in (0.5, 0.9, 0.95, 1.0)]
+    assert limits == sorted(limits)
+    # of 19, the ceil(20 * 0.95) = 19th is the largest; 0.9 is the 18th
+    assert limits[1] < limits[2] == limits[3]
+
+
+def test_drives_that_were_not_seen_set_the_limit():
+    # five drives of frames that hardly differ: with twins in other folds
+    # a limit would refuse every further drive
+    drives = 10 * torch.randn(5, 1, 4) + 0.1 * torch.randn(5, 8, 4)
+    x = drives.flatten(0, 1)
+    dealt_out = x.view(5, 8, 4).transpose(0, 1).flatten(0, 1)
+    assert limit_of(x, 0.99) > 1.5 * limit_of(dealt_out, 0.99)
+
+
+def test_scores_run_from_the_median_distance_to_the_limit():
+    gate = gate_of(dict(a=cloud(0, 0)))
+    state = gate.state('a')
+    gate.load_state(
+        'a',
+        dict(
+            state,
+            median_distance=torch.tensor(2.).double(),
+            max_distance=torch.tensor(8.).double()))
+    # the own spread is about one: find points at given distances along x
+    x = torch.tensor([[1., 0.]])
+    unit = gate.ood_score(x, gate.distances(x)).double()
+    # score = log4(d / 2), so d = 2 * 4^score of the unit point
+    length = 2 * 4**unit
+    center = gate.state('a')['centroids']
+    far = gate.ood_score(center + (x - center) * 16 / length,
+                         torch.zeros(1, 1))
+    torch.testing.assert_close(far, torch.tensor([1.5]).double())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_mile.gates.prototypes import (Prototypes, drift_of, folds, k_means,
-                                         own_embeddings, pack, runs, unpack)
+from mmseg_mile.gates.prototype_gate import PrototypeGate
+from mmseg_mile.gates.prototypes import (Prototypes, k_means, merge_prototypes,
+                                         own_embeddings, pack, unpack)
 
 CORNERS = torch.tensor([[0., 0], [0, 2], [10, 0], [10, 2]]).double()
 
@@ -51,65 +52,135 @@ def test_triangle_goes_row_by_row():
     assert torch.equal(unpack(pack(matrix), 3), matrix)
 
 
-def test_state_comes_back_bit_for_bit():
-    prototypes = Prototypes.of(torch.randn(40, 7), 3)
-    prototypes.reach = torch.rand((), dtype=torch.float64)
-    state = prototypes.state()
-    assert state['scatter'].shape == (28, )  # 7 * 8 / 2
-    assert state['scatter'].dtype == torch.float32
-    again = Prototypes.from_state(state)
-    for name in ('centroids', 'counts', 'scatter', 'reach'):
-        assert torch.equal(getattr(again, name), getattr(prototypes, name))
-    assert again.usual.isnan() and again.limit.isnan()
-
-
-def test_state_from_before_there_was_a_limit_of_its_own_is_taken():
-    state = Prototypes.of(CORNERS, 1).state()
-    del state['usual'], state['limit'], state['drift']
-    again = Prototypes.from_state(state)
-    assert again.drift.numel() == 0
-    assert torch.equal(again.centroids, state['centroids'])
-    assert again.usual.isnan() and again.limit.isnan()
-
-
-def test_drift_is_the_mean_over_copies_of_how_they_move():
-    images = torch.tensor([[1., 2.], [5., 5.]])
-    looks = torch.stack([images, images + torch.tensor([2., 0.]), images - 4],
-                        1)
-    # of two images: (2, 0) and (-4, -4) each, the mean over both copies
-    assert drift_of(looks).tolist() == [20, 16, 16]
-    assert torch.equal(own_embeddings(looks), images)
-    assert drift_of(images).numel() == 0
-    assert torch.equal(own_embeddings(images), images)
-
-
-def test_drift_counts_by_its_weight_where_it_is_known():
+def test_perturbation_counts_by_its_weight_where_it_is_known():
     prototypes = Prototypes.of(CORNERS, 2)
     assert prototypes.within(0.5).tolist() == [0, 0, 4]
-    prototypes.drift = torch.tensor([20., 16., 16.])
+    prototypes.perturbation = torch.tensor([20., 16., 16.])
     assert prototypes.within(0.5).tolist() == [10, 8, 12]
     assert prototypes.within(0).tolist() == [0, 0, 4]
 
 
+def test_state_comes_back_bit_for_bit():
+    prototypes = Prototypes.of(torch.randn(40, 7), 3)
+    state = prototypes.state()
+    assert state['scatter'].shape == (28, )  # 7 * 8 / 2
+    assert state['scatter'].dtype == torch.float32
+    again = Prototypes.from_state(state).state()
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
 @pytest.mark.parametrize('change', [
-    lambda state: state.pop('reach'),
+    lambda state: state.pop('max_distance'),
     lambda state: state.update(weights=torch.zeros(1))
 ])  # yapf: disable
 def test_state_of_something_else_is_refused(change):
     state = Prototypes.of(CORNERS, 1).state()
     change(state)
-    with pytest.raises(ValueError, match=r"not \['centroids', 'counts', 'rea"):
+    with pytest.raises(ValueError, match=r"not \['centroids', 'counts', 'max"):
         Prototypes.from_state(state)
 
 
-@pytest.mark.parametrize('deal', [folds, runs])
-@pytest.mark.parametrize('num_images', [2, 5, 13])
-def test_folds_cover_each_image_once(num_images, deal):
-    parts = deal(num_images, 5)
-    assert sorted(torch.cat(parts).tolist()) == list(range(num_images))
-    assert all(len(part) for part in parts)
+def test_perturbation_is_the_mean_over_views_of_how_they_move():
+    images = torch.tensor([[1., 2.], [5., 5.]])
+    views = torch.stack([images, images + torch.tensor([2., 0.]), images - 4],
+                        1)
+    # of two images: (2, 0) and (-4, -4) each, the mean over both views
+    assert Prototypes.of(views, 1).perturbation.tolist() == [20, 16, 16]
+    assert torch.equal(own_embeddings(views), images)
+    assert Prototypes.of(images, 1).perturbation.numel() == 0
+    assert torch.equal(own_embeddings(images), images)
 
 
-def test_neighbours_are_dealt_out_or_kept_together():
-    assert [f.tolist() for f in folds(7, 3)] == [[0, 3, 6], [1, 4], [2, 5]]
-    assert [f.tolist() for f in runs(7, 3)] == [[0, 1, 2], [3, 4], [5, 6]]
+@pytest.fixture
+def images():
+    """Embeddings of three domains of unlike size and place."""
+    return {
+        name: torch.randn(count, 3, dtype=torch.float64) + shift
+        for name, count, shift in (('day', 20, 0.0), ('night', 10, 6.0),
+                                   ('fog', 15, -6.0))
+    }
+
+
+def fitted(images, **settings):
+    gate = PrototypeGate(**settings)
+    for name, embeddings in images.items():
+        gate.fit(name, embeddings)
+    return gate
+
+
+def test_pooled_statistics_are_the_fit_to_all_images(images):
+    gate = fitted(images)
+    pooled = merge_prototypes([gate.state('day'), gate.state('night')], True)
+    both = torch.cat([images['day'], images['night']])
+    wanted = fitted(dict(both=both)).state('both')
+    for key in ('centroids', 'counts', 'scatter'):
+        torch.testing.assert_close(pooled[key], wanted[key])
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis', 'cosine'])
+def test_merged_task_is_as_near_as_the_nearest_of_its_parts(images, metric):
+    gate = fitted(images, metric=metric)
+    unseen = torch.randn(50, 3) * 5
+    before = gate.distances(unseen)
+    merged = merge_prototypes([gate.state('day'), gate.state('night')])
+    gate.remove('day')
+    gate.remove('night')
+    gate.load_state('both', merged)
+    after = gate.distances(unseen)
+    assert gate.expert_names == ('fog', 'both')
+    torch.testing.assert_close(after[:, 0], before[:, 2])
+    torch.testing.assert_close(after[:, 1], before[:, :2].amin(1))
+
+
+def test_gates_without_statistics_have_nothing_to_merge():
+    assert merge_prototypes([{}, {}]) == {}
+
+
+def test_statistics_of_another_gate_are_refused(images):
+    gate = fitted(images)
+    with pytest.raises(ValueError, match="hold .*'mean'.*cannot|cannot.*mean"):
+        merge_prototypes([gate.state('day'), dict(mean=torch.zeros(3))])
+
+
+def test_embeddings_of_two_sizes_are_refused(images):
+    gate = fitted(images)
+    other = fitted(dict(day=torch.randn(9, 4)))
+    with pytest.raises(ValueError, match=r'\[3, 4\] values'):
+        merge_prototypes([gate.state('day'), other.state('day')])
+
+
+def test_counts_and_scatter_are_sums():
+    parts = [
+        Prototypes(
+            torch.tensor([[value]]).double(),
+            torch.tensor([count]).double(), torch.tensor([scatter])).state()
+        for value, count, scatter in ((0.0, 1.0, 2.0), (4.0, 3.0, 5.0))
+    ]
+    apart = merge_prototypes(parts)
+    assert apart['centroids'].tolist() == [[0.0], [4.0]]
+    assert apart['counts'].tolist() == [1.0, 3.0]
+    assert apart['scatter'].tolist() == [7.0]
+    pooled = merge_prototypes(parts, True)
+    # mean 3; one image 3 away, three images 1 away: 9 + 3 more
+    assert pooled['centroids'].tolist() == [[3.0]]
+    assert pooled['counts'].tolist() == [4.0]
+    assert pooled['scatter'].tolist() == [19.0]
+
+
+def test_perturbations_add_up_where_all_are_known(images):
+    gate = fitted(images)
+    states = [gate.state('day'), gate.state('night')]
+    assert merge_prototypes(states)['perturbation'].numel() == 0
+    for state, value in zip(states, (1.0, 2.0)):
+        state['perturbation'] = torch.full_like(state['scatter'], value)
+    assert (merge_prototypes(states)['perturbation'] == 3).all()
+
+
+def test_widest_limit_of_the_calibrated_parts_is_kept_with_its_scale(images):
+    gate = fitted(dict(images, one=images['fog'][:1]))
+    states = [gate.state(name) for name in gate.expert_names]
+    widest = max(states[:3], key=lambda state: state['max_distance'])
+    merged = merge_prototypes(states)
+    for key in ('median_distance', 'max_distance'):
+        assert merged[key] == widest[key]
+    assert merge_prototypes(states[3:] * 2)['max_distance'].isinf()

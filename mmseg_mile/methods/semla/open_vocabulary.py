@@ -18,8 +18,7 @@ from mmseg.utils import MatchMasks
 from mmseg_mile.structures import Routing, Task
 from ..continual_segmentor import head_config
 from ..mile.expert_heads import ExpertHeads, LabelSpace
-from ..mile.expert_segmentor import ExpertSegmentor, routing_info
-from ..prediction import PredictedSamples
+from ..mile.expert_segmentor import ExpertSegmentor
 from .side_adapter_clip import provide_point_sample
 
 # SAN's, from mmseg's config.
@@ -191,11 +190,12 @@ class OpenVocabularyHeads(ExpertHeads):
 
     def labels(self, name: str) -> LabelSpace:
         """See :meth:`ExpertHeads.labels`."""
-        own = super().labels(name)
-        return own if self.vocabulary is None else self.vocabulary
+        if self.vocabulary is None or name != _NOBODY:
+            own = super().labels(name)
+        return self.vocabulary or own
 
     def fusable(self, mixture: Mapping[str, float]) -> Dict[str, float]:
-        """See :meth:`ExpertHeads.alike`."""
+        """See :meth:`ExpertHeads.fusable`."""
         if self.vocabulary is None:
             return super().fusable(mixture)
         total = sum(mixture.values())
@@ -359,23 +359,21 @@ class OpenVocabularyExpertSegmentor(ExpertSegmentor):
         name_classes(network.embed_classes(classes))
         super().set_decode_head(head, classes, palette)
 
-    def predict(self,
-                inputs: Tensor,
-                data_samples: Optional[list] = None) -> list:
-        """See :meth:`RoutedSegmentor.predict`; needs no expert if a
-        vocabulary is given."""
-        labels = self.heads.vocabulary
-        if self.expert_names or labels is None:
-            return super().predict(inputs, data_samples)
-        predicted = PredictedSamples(inputs, data_samples, self.keep_logits)
-        count = len(inputs)
-        self._decode_base(predicted, inputs, _NOBODY, list(range(count)))
-        nobody = inputs.new_zeros(count, 0)
-        routing = Routing((), nobody, nobody,
-                          torch.zeros(count, dtype=torch.bool))
-        for index, sample in enumerate(predicted.samples):
-            sample.set_metainfo(routing_info(routing, index, labels))
-        return predicted.samples
+    def route(self,
+              inputs: Tensor,
+              data_samples: Optional[list] = None) -> Routing:
+        """See :meth:`ExpertSegmentor.route`; needs no expert if a vocabulary
+        is given."""
+        if self.expert_names or self.heads.vocabulary is None:
+            return super().route(inputs, data_samples)
+        nobody = torch.zeros(len(inputs), 0)
+        return Routing((), nobody, nobody,
+                       torch.zeros(len(inputs), dtype=torch.bool))
+
+    def _base_head(self, routing: Routing, index: int) -> str:
+        if not self.expert_names:
+            return _NOBODY
+        return super()._base_head(routing, index)
 
     def _head_config(self, num_classes: int) -> Dict[str, Any]:
         return head_config(self.head_template, num_classes)

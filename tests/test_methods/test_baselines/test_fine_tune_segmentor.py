@@ -304,7 +304,7 @@ def test_replay_keeps_the_images_as_well(run, replay):
         for run in (run, replay))
     data = replay.runner.train_loop.data
     extra = [b - a for a, b in zip(alone['kept_bytes'], both['kept_bytes'])]
-    assert extra == [data.kept_bytes(index) for index in range(3)]
+    assert extra == [data.rehearsal.kept_bytes(index) for index in range(3)]
     assert 0 < extra[0] < extra[1] < extra[2]
     assert alone['kept_params'] == both['kept_params']
 

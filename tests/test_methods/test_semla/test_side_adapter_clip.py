@@ -185,11 +185,10 @@ def test_parts_that_do_not_fit_are_refused(changes, message):
         tiny_san.build_san(**changes)
 
 
-def adapted(**options):
+def adapted():
     """The network with one expert, its adapters still without effect."""
     torch.manual_seed(0)
-    backbone = LoRAExpertBackbone(tiny_san.SAN, dict(r=2, lora_alpha=2),
-                                  **options)
+    backbone = LoRAExpertBackbone(tiny_san.SAN, dict(r=2, lora_alpha=2))
     san = tiny_san.build_san()
     backbone.load_base(san.state_dict(), '')
     backbone.add_expert('day')
@@ -233,7 +232,7 @@ def test_text_encoder_as_target_is_refused():
 
 @torch.no_grad()
 def test_experts_per_image_are_those_of_each_alone():
-    backbone = adapted(executor='low_rank')
+    backbone = adapted()
     for name in ('night', 'fog'):
         backbone.add_expert(name)
         for key, value in backbone.experts[name].lora.items():

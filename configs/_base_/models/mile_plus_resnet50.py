@@ -1,0 +1,19 @@
+# MILE+ on ResNet-50: experts on every dense convolution, with norm layers of
+# their own.
+_base_ = './resnet50.py'
+model = dict(
+    type='ExpertSegmentor',
+    backbone=dict(
+        _delete_=True,
+        type='LoRAExpertBackbone',
+        backbone=_base_.backbone,
+        lora=dict(r=8, lora_alpha=16),
+        train_norm=True),
+    embedder=dict(
+        type='FeatureStatisticsEmbedder',
+        stages=(0, ),
+        statistics=('mean', 'std'),
+        scale=0.5),
+    gate=dict(
+        type='PrototypeGate', metric='mahalanobis', perturbation_weight=0.25),
+    init_from='nearest')
