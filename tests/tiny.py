@@ -176,7 +176,7 @@ def tiny_stream_config(tiny_data: Path,
                 checkpoint=dict(
                     type='CheckpointHook', by_epoch=False, interval=2)),
             randomness=dict(seed=3),
-            model=copy.deepcopy(TINY_MODEL),
+            model=dict(copy.deepcopy(TINY_MODEL), init_from='nearest'),
             train_dataloader=dict(
                 batch_size=2,
                 num_workers=0,
@@ -645,7 +645,7 @@ def batch_of(task: Task, seed: int, size: int = 2) -> dict[str, list]:
         image[:, :16] -= 60
         if task.name == 'night':
             image = 255 - image
-        labels = torch.zeros(1, 32, 32, dtype=torch.uint8)
+        labels = torch.zeros(1, 32, 32, dtype=torch.long)
         labels[:, :16] = 1
         images.append(image.clamp(0, 255).byte())
         samples.append(

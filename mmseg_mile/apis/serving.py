@@ -43,8 +43,9 @@ def build_page(inferencer: MILEInferencer) -> gradio.Blocks:
         if path is None:
             return None, '', [], None
         found = _predict(inferencer, path, expert)
-        return (inferencer.overlay(found), f'## {found.title}\n{found.note}',
-                _rows(found), Image.fromarray(found.labels))
+        words = f'## {found.title}\n\n{found.note}'
+        return (inferencer.overlay(found), words, _rows(found),
+                Image.fromarray(found.labels))
 
     def predict(image: gradio.FileData, expert: str = '') -> dict:
         return prediction_document(

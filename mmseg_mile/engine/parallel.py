@@ -26,7 +26,7 @@ from torch import nn
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.gates.simple_gates import FixedGate
 from mmseg_mile.library.expert_store import ExpertStore
-from mmseg_mile.methods.mile.expert_segmentor import initial_experts
+from mmseg_mile.methods.mile.lineage import initial_experts
 from mmseg_mile.structures import Task
 from .incremental_task_loop import IncrementalTaskLoop
 from .work_dir import WorkDir

@@ -64,7 +64,7 @@ class TaskScore:
         """The score that :meth:`to_document` gave, for the same task."""
         routed, oracle = (
             document[kind]
-            and DomainIoU.from_confusion(task.classes, document[kind])
+            and DomainIoU.from_confusion(task.eval_classes, document[kind])
             for kind in ('routed', 'oracle'))
         return cls(routed, oracle, Counter(document['chosen']),
                    document['digest'],
@@ -129,14 +129,14 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
     Args:
         runner (Runner): Whose hooks are called.
         model (ContinualSegmentor): Left in eval mode.
-        task (Task): Its classes are the label space of the scores.
+        task (Task): Its ``eval_classes`` are those of the scores.
         loader (Iterable[dict]): Its validation images.
         data_root (str): Files are named relative to it.
         after (str): Name of the task that was learned last.
     """
     model.eval()
     has_expert = task.name in model.expert_names
-    routed, oracle = DomainIoU(task.classes), DomainIoU(task.classes)
+    routed, oracle = DomainIoU(task.eval_classes), DomainIoU(task.eval_classes)
     score = TaskScore(routed, oracle if has_expert else None)
     digests: List[bytes] = []
     log = ImageLog(task, after, data_root)
@@ -170,7 +170,7 @@ def evaluate_forced(model: ContinualSegmentor, task: Task,
                     loader: Iterable[dict], expert: str) -> float:
     """mIoU in per cent of a task with one expert forced on all images."""
     model.eval()
-    score = DomainIoU(task.classes)
+    score = DomainIoU(task.eval_classes)
     with model.forced(expert):
         for batch in loader:
             _update(score, _predict(model, batch))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import List
 
 from mmseg_mile.evaluation.leaderboard import (INTRODUCTION, Leaderboard,
-                                               tables_of, write_tables)
+                                               ShownTable, tables_of,
+                                               write_tables)
 from mmseg_mile.evaluation.tables import has_figures
 from mmseg_mile.files import PathLike, write_text
 from .charts import leaderboard_chart
@@ -19,22 +20,15 @@ def leaderboard_page(leaderboard: Leaderboard) -> str:
 
     It holds no date and no path, so the same runs give the same bytes.
     """
-    boards = leaderboard.comparisons
-    streams = []
-    for title, board in zip(leaderboard.titles, boards):
-        tables = []
-        for table in tables_of(board):
-            cells = table.frame.to_numpy().tolist()
-            words = [
-                i for i, column in enumerate(zip(*cells))
-                if not has_figures(column)
-            ]
-            tables.append((table, cells, words))
-        chart = PageFigure.of(leaderboard_chart(board))
-        streams.append((title, board, chart, tables))
+    runs = sum(
+        len(row.runs) for board in leaderboard.comparisons
+        for row in board.rows)
+    streams = [(title, board, PageFigure.of(leaderboard_chart(board)), [
+        (entry, _words(entry)) for entry in tables_of(board)
+    ]) for title, board in zip(leaderboard.titles, leaderboard.comparisons)]
     return render(
         'leaderboard.html',
-        num_runs=sum(len(row.runs) for board in boards for row in board.rows),
+        num_runs=runs,
         introduction=INTRODUCTION,
         streams=streams,
         left_out=leaderboard.left_out)
@@ -61,3 +55,9 @@ def write_leaderboard(leaderboard: Leaderboard,
         for board, stem in zip(leaderboard.comparisons, leaderboard.stems)
     ]
     return [page, *write_tables(leaderboard, folder), *charts]
+
+
+def _words(entry: ShownTable) -> List[int]:
+    """Columns of a table that hold words, which are set on the left."""
+    columns = zip(*entry.frame.to_numpy().tolist())
+    return [i for i, cells in enumerate(columns) if not has_figures(cells)]

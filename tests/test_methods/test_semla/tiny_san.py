@@ -14,15 +14,15 @@ from mmseg.registry import MODELS
 from mmseg_mile.methods.semla.side_adapter_clip import SideAdapterCLIP
 
 QUERIES, WIDTH, TEXT = 6, 32, 16
+SMALL = dict(num_heads=2, mlp_ratio=2)
 IMAGE_ENCODER = dict(
+    SMALL,
     type='VisionTransformer',
     img_size=(32, 32),
     patch_size=8,
     patch_pad=0,
     embed_dims=WIDTH,
     num_layers=2,
-    num_heads=2,
-    mlp_ratio=2,
     out_origin=True,
     out_indices=(0, 1),
     output_cls_token=True,
@@ -30,12 +30,11 @@ IMAGE_ENCODER = dict(
     act_cfg=dict(type='QuickGELU'),
     frozen_exclude=['pos_embed'])
 TEXT_ENCODER = dict(
+    SMALL,
     type='CLIPTextEncoder',
     templates=['a photo of a {}.', 'a {}.'],
     embed_dims=16,
     num_layers=2,
-    num_heads=2,
-    mlp_ratio=2,
     output_dims=TEXT)
 SAN_CFG = dict(
     clip_channels=WIDTH,
@@ -43,7 +42,7 @@ SAN_CFG = dict(
     patch_size=8,
     num_queries=QUERIES,
     fusion_index=[0, 1, 2],
-    cfg_encoder=dict(num_encode_layer=2, num_heads=2, mlp_ratio=2),
+    cfg_encoder=dict(SMALL, num_encode_layer=2),
     cfg_decoder=dict(
         num_heads=2,
         num_layers=1,
@@ -52,11 +51,10 @@ SAN_CFG = dict(
         num_mlp=2,
         rescale=True))
 MASKGEN_CFG = dict(
+    SMALL,
     sos_token_num=QUERIES,
     num_layers=2,
     embed_dims=WIDTH,
-    num_heads=2,
-    mlp_ratio=2,
     out_dims=TEXT,
     act_cfg=dict(type='QuickGELU'))
 SAN = dict(
@@ -71,27 +69,13 @@ HEAD = dict(
     type='OpenVocabularyHead',
     in_channels=TEXT,
     num_classes=2,
-    align_corners=False,
-    matching=dict(
-        num_points=64,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-        assigner=dict(
-            type='HungarianAssigner',
-            match_costs=[
-                dict(type='ClassificationCost', weight=2.0),
-                dict(
-                    type='CrossEntropyLossCost', weight=5.0, use_sigmoid=True),
-                dict(type='DiceCost', weight=5.0, pred_act=True, eps=1.0)
-            ])))
-
+    align_corners=False)
 # Experts of it; the gate weighs them as SemLA does.
 SEGMENTOR = dict(
     type='OpenVocabularyExpertSegmentor',
     backbone=dict(
         type='LoRAExpertBackbone', backbone=SAN, lora=dict(r=2, lora_alpha=2)),
     decode_head=HEAD,
-    auxiliary_head=None,
     embedder=dict(
         type='FeatureStatisticsEmbedder', stages=(0, ), statistics=('mean', )),
     gate=dict(type='SemLAGate', relative=True, tau=1.0))
@@ -123,33 +107,26 @@ def stock_state(san: SideAdapterCLIP) -> dict[str, torch.Tensor]:
 def build_stock(san: SideAdapterCLIP, classes: Sequence[str]) -> Any:
     """Build mmseg's own model with the weights of ``san``."""
     init_default_scope('mmseg')
+    cls_ce, mask_ce, dice = (dict(
+        type=kind, loss_name=f'loss_{name}', loss_weight=weight)
+                             for kind, name, weight in (('CrossEntropyLoss',
+                                                         'cls_ce', 2.0),
+                                                        ('CrossEntropyLoss',
+                                                         'mask_ce', 5.0),
+                                                        ('DiceLoss',
+                                                         'mask_dice', 5.0)))
+    cls_ce.update(class_weight=[1.0] * len(classes) + [0.1])
+    mask_ce.update(use_sigmoid=True)
+    dice.update(ignore_index=None, naive_dice=True, eps=1)
     head = dict(
         type='SideAdapterCLIPHead',
         num_classes=len(classes),
         san_cfg=dict(SAN_CFG, in_channels=3),
         maskgen_cfg=MASKGEN_CFG,
         deep_supervision_idxs=[1],
-        train_cfg=HEAD['matching'],
+        train_cfg=MODELS.build(HEAD).train_cfg,
         align_corners=False,
-        loss_decode=[
-            dict(
-                type='CrossEntropyLoss',
-                loss_name='loss_cls_ce',
-                loss_weight=2.0,
-                class_weight=[1.0] * len(classes) + [0.1]),
-            dict(
-                type='CrossEntropyLoss',
-                use_sigmoid=True,
-                loss_name='loss_mask_ce',
-                loss_weight=5.0),
-            dict(
-                type='DiceLoss',
-                ignore_index=None,
-                naive_dice=True,
-                eps=1,
-                loss_name='loss_mask_dice',
-                loss_weight=5.0)
-        ])
+        loss_decode=[cls_ce, mask_ce, dice])
     model = MODELS.build(
         ConfigDict(
             type='MultimodalEncoderDecoder',
