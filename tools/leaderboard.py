@@ -286,7 +286,7 @@ def start(run: Run, command: Sequence[str], slot: int,
 
 
 def ending(run: Run, status: int) -> str:
-    """How a run failed: its status and the end of what it printed."""
+    """Report of a failed run: its status and the end of its output."""
     how = f'exit status {status}' if status else (
         'ended without having finished its tasks')
     lines = run.log.read_text('utf-8', errors='replace').splitlines()

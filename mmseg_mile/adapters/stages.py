@@ -92,7 +92,7 @@ def _find_sources(calls: Sequence[Call], outputs: Sequence[Any],
 
 
 def _arrangement(output: Any, wanted: Any, image: Size) -> Optional[Arrange]:
-    """How a module's output becomes one of the backbone's, if it does."""
+    """Conversion of a module's output to one of the backbone's, if any."""
     if not (isinstance(output, Tensor) and isinstance(wanted, Tensor)):
         return None
     if output is wanted:
@@ -155,7 +155,7 @@ def _count_batches(backbone: nn.Module, *args: Any) -> None:
 
 
 def _stop_counting(backbone: nn.Module, *args: Any) -> None:
-    """What runs after the forward, in backward, is a recomputation."""
+    """Tell a recomputation in backward from a forward."""
     for norm in _training_norms(backbone):
         norm.track_running_stats = False
 

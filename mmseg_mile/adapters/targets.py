@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers of a backbone get an adapter."""
+"""The layers of a backbone that get an adapter."""
 from __future__ import annotations
 
 import difflib

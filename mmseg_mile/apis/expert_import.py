@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an expert that comes without a head gets one."""
+"""Heads for imported experts that come without one."""
 from __future__ import annotations
 
 import copy
@@ -151,7 +151,7 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 def fit_prototypes(model: ExpertSegmentor, store: ExpertStore, name: str,
                    folder: Path, pipeline: Sequence[Any]) -> Dict[str, Tensor]:
-    """What the model's gate keeps of a folder of images.
+    """The gate's state for a folder of images.
 
     They are embedded by the frozen base, as a task's training images are,
     and calibrated against the experts that are there.

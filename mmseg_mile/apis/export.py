@@ -8,7 +8,6 @@ import inspect
 import io
 import math
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import (Any, Dict, List, Mapping, NamedTuple, Optional, Sequence,
@@ -23,13 +22,11 @@ from torch.nn import functional as F
 from mmseg.apis import init_model
 from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS, TRANSFORMS
-from mmseg.structures import SegDataSample
 from mmseg_mile.adapters.targets import probe_images
-from mmseg_mile.gates.base_gate import BaseGate
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.methods.mile.expert_heads import heaviest
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
-from mmseg_mile.structures import Routing
+from mmseg_mile.methods.prediction import blank_samples
 from mmseg_mile.version import __version__
 from .library_model import build_model, config_and_pipelines, has_config
 from .onnx_export import (SIZE, Run, Size, add_metadata, check_onnx, open_onnx,
@@ -273,8 +270,8 @@ def export_files(library: AnyPath,
             run, notes = partial(predict, stock), _notes(cfg)
             files = [file, file.with_suffix('.py')]
         images = drawn_images(model, 2, size or SIZE)
-        with model.gated(_MixtureGate(mixture)):
-            wrong = difference(predict(model, images), run(images), tolerance)
+        wrong = difference(
+            predict(model, images, mixture), run(images), tolerance)
         if wrong:
             raise ValueError(
                 f'the exported {path.name} does not predict what the experts '
@@ -402,26 +399,33 @@ def drawn_images(model: EncoderDecoder,
 
 
 @torch.no_grad()
-def predict(model: EncoderDecoder, images: Tensor) -> Output:
+def predict(model: Any,
+            images: Tensor,
+            mixture: Optional[Mapping[str, float]] = None) -> Output:
     """Logits and labels at the size of the images that a model is given.
 
     Args:
         model (EncoderDecoder): Of plain mmseg, or one that keeps logits.
         images (Tensor): (B, K, H, W), not normalised.
+        mixture (Mapping[str, float], optional): Weights of the experts that
+            predict. Defaults to None: the model has none, or chooses.
 
     Returns:
         tuple[Tensor, Tensor]: (B, C, H, W) and (B, H, W) int64.
     """
-    samples = [SegDataSample() for _ in images]
-    data = model.data_preprocessor(
-        dict(inputs=list(images), data_samples=samples), False)
-    found = model.predict(data['inputs'])
+    data = dict(inputs=list(images), data_samples=blank_samples(images))
+    inputs = model.data_preprocessor(data, False)['inputs']
+    if mixture is None:
+        found = model.predict(inputs)
+    else:
+        found = blank_samples(inputs)
+        model.predict_mixture(inputs, found, mixture, heaviest(mixture))
     return (torch.stack([s.seg_logits.data for s in found]),
             torch.stack([s.pred_sem_seg.data[0] for s in found]).long())
 
 
 def difference(mine: Output, theirs: Output, tolerance: float) -> str:
-    """What is wrong with the logits for the same images; '' for nothing.
+    """Complaint about logits that differ for the same images, or ''.
 
     Args:
         mine (tuple[Tensor, Tensor]): Of :func:`predict`.
@@ -434,19 +438,3 @@ def difference(mine: Output, theirs: Output, tolerance: float) -> str:
     except AssertionError as error:
         return str(error)
     return ''
-
-
-class _MixtureGate(BaseGate):
-    """The same weights for every image."""
-
-    def __init__(self, mixture: Mapping[str, float]) -> None:
-        super().__init__()
-        self._weights = torch.tensor(list(mixture.values()))
-        for name in mixture:
-            self.fit(name, None)
-
-    def route(self, embeddings: Optional[Tensor],
-              tasks: Sequence[Optional[str]]) -> Routing:
-        """See :meth:`BaseGate.route`."""
-        routing = self._one_hot([self.expert_names[0]] * len(tasks))
-        return replace(routing, weights=self._weights.expand(len(tasks), -1))

@@ -64,7 +64,7 @@ def library_config(experts: Sequence[Expert]) -> Config:
         ValueError: If none has one.
     """
     for expert in experts:
-        if 'config' in expert.provenance:
+        if has_config(expert):
             return _config_of(expert)
     raise ValueError(
         f'none of the experts {[e.name for e in experts]} says which model '

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence
 
@@ -249,8 +248,12 @@ class IncrementalTaskLoop(BaseLoop):
         self.runner.call_hook('before_stream_row', task_index=index)
         after = self.tasks[index].name
         cache = self.work_dir.row_cache(after)
-        score = partial(self._evaluate, after)
-        scores = [cache.score(task, score) for task in self.tasks]
+
+        def evaluate(task: Task) -> TaskScore:
+            return evaluate_task(self.runner, self.model, task,
+                                 self._val_loader(task), self.data_root, after)
+
+        scores = [cache.score(task, evaluate) for task in self.tasks]
         self.digests[after] = record_row(self.results, index, self.tasks,
                                          scores, self.model)
         self.work_dir.save(self.results, self.digests,
@@ -275,10 +278,6 @@ class IncrementalTaskLoop(BaseLoop):
         for table in tables.CLOSING_TABLES:
             self.runner.logger.info('\n' + table(self.results))
         self.runner.call_hook('after_stream', results=self.results)
-
-    def _evaluate(self, after: str, task: Task) -> TaskScore:
-        return evaluate_task(self.runner, self.model, task,
-                             self._val_loader(task), self.data_root, after)
 
     def _force_experts(self) -> Optional[np.ndarray]:
         """mIoU of every task with every expert."""
@@ -336,9 +335,6 @@ def check_schedule(schedulers: Any, tasks: Sequence[Task]) -> None:
     Args:
         schedulers (dict | list[dict], optional): Of the config.
         tasks (Sequence[Task]): Of the stream.
-
-    Raises:
-        ValueError: Naming the scheduler and the task.
     """
     shortest = min(tasks, key=lambda t: t.max_iters)
     configs = [schedulers] if isinstance(schedulers, dict) else schedulers

@@ -181,11 +181,7 @@ def learn_expert(cfg: Config, **job: Any) -> None:
         **job: See :class:`ExpertTaskLoop`.
     """
     import_modules_from_strings(**cfg.get('custom_imports', {}))
-    runner = Runner.from_cfg(cfg)
-    # the config itself, which the expert quotes, stays as it is
-    runner._train_loop = dict(
-        cfg.train_cfg, type=ExpertTaskLoop, num_checked=0, **job)
-    runner.train()
+    _train(ExpertTaskLoop, Runner.from_cfg(cfg), num_checked=0, **job)
 
 
 class ExpertTaskLoop(IncrementalTaskLoop):
@@ -399,10 +395,19 @@ def learn_experts(cfg: Config, executor: Any, num_workers: int) -> None:
     if kind != 'IncrementalTaskLoop':
         raise ValueError('train_cfg.type must be IncrementalTaskLoop to learn '
                          f'the tasks of a stream, got {kind!r}')
-    runner = Runner.from_cfg(cfg)
-    runner._train_loop = dict(
-        cfg.train_cfg,
-        type=ParallelTaskLoop,
+    _train(
+        ParallelTaskLoop,
+        Runner.from_cfg(cfg),
         executor=executor,
         num_workers=num_workers)
+
+
+def _train(kind: Any, runner: Runner, **changes: Any) -> None:
+    """Train with another loop over the stream of the runner's config.
+
+    The config itself, which experts and results quote, stays as it is.
+    """
+    settings = {k: v for k, v in runner.cfg.train_cfg.items() if k != 'type'}
+    settings.update(dataloader=runner.cfg.train_dataloader, **changes)
+    runner._train_loop = kind(runner, **settings)
     runner.train()

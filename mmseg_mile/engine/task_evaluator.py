@@ -90,12 +90,12 @@ class ImageLog:
 
     def entry(self, sample: Any, routed: DomainIoU,
               oracle: Optional[DomainIoU]) -> RoutedImage:
-        """The line of one image.
+        """The line of one image, from its own counts.
 
         Args:
             sample (SegDataSample): The routed prediction.
-            routed (DomainIoU): Counts of this image alone.
-            oracle (DomainIoU, optional): The same with the own expert.
+            routed (DomainIoU): Its counts.
+            oracle (DomainIoU, optional): Those of the own expert.
         """
         return RoutedImage(
             file=self._name(sample.get('img_path') or ''),
@@ -119,7 +119,7 @@ class ImageLog:
 def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
                   loader: Iterable[dict], data_root: str,
                   after: str) -> TaskScore:
-    """Predict every image as routed, and with the task's own expert.
+    """Score of a task, as routed and with the task's own expert.
 
     An image that was routed to its own expert is not predicted twice. The
     hooks' ``after_stream_val_iter`` sees each batch: ``data_samples`` as
@@ -128,14 +128,11 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
 
     Args:
         runner (Runner): Whose hooks are called.
-        model (ContinualSegmentor): In any mode; left in eval mode.
+        model (ContinualSegmentor): Left in eval mode.
         task (Task): Its classes are the label space of the scores.
         loader (Iterable[dict]): Its validation images.
         data_root (str): Files are named relative to it.
         after (str): Name of the task that was learned last.
-
-    Returns:
-        TaskScore: Of all processes together.
     """
     model.eval()
     has_expert = task.name in model.expert_names
@@ -146,8 +143,8 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
     for batch in loader:
         for sample in batch['data_samples']:
             sample.set_metainfo(dict(task=task.name))
-        untouched = copy.copy(batch)
-        untouched['data_samples'] = copy.deepcopy(batch['data_samples'])
+        untouched = dict(
+            batch, data_samples=copy.deepcopy(batch['data_samples']))
         outputs = _predict(model, batch)
         counts = _update(routed, outputs)
         score.chosen.update(o.expert for o in outputs if o.expert is not None)
@@ -211,18 +208,17 @@ def _label_map(pixel_data: Any) -> np.ndarray:
 
 def _update(score: DomainIoU, outputs: Samples) -> List[DomainIoU]:
     """Count the predictions; returns the counts of each image alone."""
-    parts = []
-    for output in outputs:
-        part = DomainIoU(score.classes)
+    parts = [DomainIoU(score.classes) for _ in outputs]
+    for part, output in zip(parts, outputs):
         part.update(
             _label_map(output.pred_sem_seg), output.classes,
             _label_map(output.gt_sem_seg))
-        score.merge(part)
-        parts.append(part)
+    _merged([score, *parts])
     return parts
 
 
 def _merged(parts: Sequence[DomainIoU]) -> DomainIoU:
+    """The first, with the counts of the others."""
     for other in parts[1:]:
         parts[0].merge(other)
     return parts[0]
@@ -251,10 +247,11 @@ def _gather(score: TaskScore, digests: List[bytes]) -> TaskScore:
 def cross_expert_scores(path: Path, tasks: Sequence[str],
                         digests: Mapping[str, str], own: ArrayLike,
                         evaluate: Callable[[str, str], float]) -> np.ndarray:
-    """mIoU of every task with every expert, in a file that grows by pairs.
+    """(T, T) mIoU in per cent of every task (row) with every expert.
 
-    An expert is identified by the digest of its label maps on its own task:
-    pairs of experts and tasks that are as they were are not evaluated again.
+    They are kept in a file that grows by pairs. An expert is identified by
+    the digest of its label maps on its own task; pairs of experts and tasks
+    that are as they were are not evaluated again.
 
     Args:
         path (Path): The file.
@@ -262,9 +259,6 @@ def cross_expert_scores(path: Path, tasks: Sequence[str],
         digests (Mapping[str, str]): Of their oracle label maps.
         own (ArrayLike): (T,) mIoU of each task with its own expert.
         evaluate (Callable): mIoU in per cent of a task with an expert.
-
-    Returns:
-        np.ndarray: (T, T) mIoU in per cent, rows tasks, columns experts.
     """
     matrix = np.full((len(tasks), ) * 2, np.nan)
     if path.exists():
@@ -280,13 +274,9 @@ def cross_expert_scores(path: Path, tasks: Sequence[str],
     np.fill_diagonal(matrix, own)
 
     def save() -> None:
+        known = dict(tasks=list(tasks), miou=matrix.tolist(), digests=digests)
         if is_main_process():
-            write_json(
-                path,
-                dict(
-                    tasks=list(tasks),
-                    miou=matrix.tolist(),
-                    digests=dict(digests)))
+            write_json(path, known)
 
     save()
     missing = np.isnan(matrix) & ~np.eye(len(tasks), dtype=bool)
@@ -298,12 +288,7 @@ def cross_expert_scores(path: Path, tasks: Sequence[str],
 
 def setting_of(model: ContinualSegmentor,
                rehearsal: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
-    """Help that a method gets: the ``setting`` of ``results.json``.
-
-    Args:
-        model (ContinualSegmentor): The method.
-        rehearsal (Mapping[str, Any], optional): ``train_cfg.rehearsal``.
-    """
+    """Help that a method gets: the ``setting`` of ``results.json``."""
     gate = model.gate
     has_label = model.needs_task_label or (gate is not None
                                            and gate.needs_task_label)
@@ -323,7 +308,7 @@ def record_row(results: StreamResults, index: int, tasks: Sequence[Task],
     Args:
         results (StreamResults): Changed in place.
         index (int): The row.
-        tasks (Sequence[Task]): T tasks of the stream.
+        tasks (Sequence[Task]): Of the stream.
         scores (Sequence[TaskScore]): One per task.
         model (ContinualSegmentor): That predicted.
 
@@ -382,17 +367,14 @@ def count_macs(model: ContinualSegmentor, task: Task,
                loader: Iterable[dict]) -> Optional[int]:
     """Multiply-adds of predicting one image, gate and head included.
 
-    Matrix products and convolutions count, as torch's counter sees them. An
-    expert's weights are merged before: the image is predicted twice, and
-    the second time counts.
+    Matrix products and convolutions count, as torch's counter sees them, in
+    the second prediction: the first one merges the expert's weights.
 
     Args:
-        model (ContinualSegmentor): In any mode; left in eval mode.
+        model (ContinualSegmentor): Left in eval mode.
         task (Task): That the images belong to.
-        loader (Iterable[dict]): Test-pipeline images; the first one is used.
-
-    Returns:
-        int | None: None if this process has no image.
+        loader (Iterable[dict]): Test-pipeline images; the first one is used,
+            without any the result is None.
     """
     model.eval()
     for batch in islice(loader, 1):

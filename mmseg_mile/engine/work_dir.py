@@ -88,11 +88,10 @@ Changes = Dict[str, Tuple[Any, Any]]
 
 
 def settings_of(cfg: Config, seed: int) -> Dict[str, Any]:
-    """What the results of a config depend on, as plain JSON values.
+    """Settings that the results of a config depend on, as JSON values.
 
-    Model, training images and how they are drawn, optimizer, schedule, the
-    stream, seed and number of processes. Not hooks, logging, visualisers,
-    folders, nor how loaders divide their work.
+    Not hooks, logging, visualisers, folders, nor how loaders divide their
+    work.
 
     Args:
         cfg (Config): Of the runner.

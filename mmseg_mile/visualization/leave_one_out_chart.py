@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmseg_mile.evaluation.leave_one_out import LeaveOneOut, scopes_of
-from mmseg_mile.evaluation.left_out_methods import COMPARED, ORACLE, title_of
+from mmseg_mile.evaluation.leave_one_out import (COMPARED, ORACLE, LeaveOneOut,
+                                                 title_of)
 from .figure_file import new_figure
 from .task_styles import short_name, task_styles
 from .text_fit import fit_text, text_inches
@@ -35,7 +35,7 @@ def leave_one_out_chart(results: LeaveOneOut) -> Figure:
     methods = [m for m in COMPARED if m in results.methods]
     names = [fit_text(title_of(m), MAX_NAME, NAME_SIZE) for m in methods]
     room = max(text_inches(name, NAME_SIZE) for name in names)
-    scopes = scopes_of(results)[1:]
+    scopes = results.scopes[1:]
     figure = new_figure(
         room + WIDTH * len(scopes),
         1.6 + ROW * len(methods),

@@ -1,50 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A library of experts over a tiny backbone, in the test's folder."""
+"""A library that says how it predicts, and videos."""
 from __future__ import annotations
 
-import copy
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from mmengine.registry import init_default_scope
-from tiny import (PredictingLibrary, TinyLibrary, make_library,
-                  make_predicting_library)
-
-from mmseg_mile.library.expert_store import ExpertStore
-
-
-@pytest.fixture(scope='session')
-def pristine(tmp_path_factory) -> Callable[[str], TinyLibrary]:
-    """``pristine(kind)``: made once; look, do not touch."""
-    made: dict[str, TinyLibrary] = {}
-
-    def get(kind: str) -> TinyLibrary:
-        if kind not in made:
-            made[kind] = make_library(
-                kind,
-                tmp_path_factory.mktemp(kind) / 'library')
-        init_default_scope('mmseg')
-        return made[kind]
-
-    return get
-
-
-@pytest.fixture
-def cnn(pristine, tmp_path) -> TinyLibrary:
-    """A library of the test's own, without a config in its experts."""
-    whole = pristine('cnn')
-    folder = shutil.copytree(whole.store.root, tmp_path / 'library')
-    return whole._replace(
-        store=ExpertStore(folder), config=copy.deepcopy(whole.config))
+from tiny import PredictingLibrary, make_predicting_library
 
 
 @pytest.fixture(scope='session')
 def made(tiny_data, tmp_path_factory) -> PredictingLibrary:
-    """A library that says how it predicts; look, do not touch."""
+    """Made once; look, do not touch."""
     return make_predicting_library(
         tiny_data,
         tmp_path_factory.mktemp('predicting') / 'library')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -12,7 +13,8 @@ from mmengine.config import Config
 from mmseg_mile.apis.library_model import (build_model, change_config,
                                            choose_pipeline,
                                            config_and_pipelines, known_experts,
-                                           read_pipelines, set_pretrained)
+                                           library_config, read_pipelines,
+                                           set_pretrained)
 from mmseg_mile.library.edits import merge_experts, rename_expert
 from mmseg_mile.library.expert_store import ExpertStore
 
@@ -56,6 +58,18 @@ def test_each_expert_has_the_pipeline_that_it_was_trained_with(made, tmp_path):
     assert list(found) == ['noon', 'night']
     assert [step['type'] for step in found['noon']
             ] == ['LoadImageFromFile', 'Resize', 'PackSegInputs']
+
+
+def test_first_config_that_there_is_is_taken():
+
+    def expert(name, **provenance):
+        return SimpleNamespace(name=name, provenance=provenance)
+
+    merged = expert('merged', merged_from=[])
+    others = [expert(n, config=dict(model=n)) for n in ('day', 'fog')]
+    assert library_config([merged, *others]).model == 'day'
+    with pytest.raises(ValueError, match="'merged'.* as config"):
+        library_config([merged])
 
 
 def test_config_of_the_user_gives_the_pipelines_of_its_tasks():
