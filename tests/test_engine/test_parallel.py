@@ -235,8 +235,8 @@ def one_network(cfg):
 @pytest.mark.integration
 @pytest.mark.parametrize('change, message', [
     (one_network, 'FineTuneSegmentor keeps no experts.*train.py'),
-    (lambda cfg: cfg.train_cfg.tasks[1].update(init_from='fused'),
-     "init_from='fused' of task 'night' waits for"),
+    (lambda cfg: cfg.train_cfg.tasks[2].update(init_from='fused'),
+     "init_from='fused' of task 'infrared' waits for"),
     (lambda cfg: cfg.train_cfg.update(experts_from='elsewhere'),
      'nothing to learn at the same time.*train.py'),
     (lambda cfg: cfg.train_cfg.update(type='IterBasedTrainLoop'),
