@@ -180,7 +180,7 @@ STREAMS = {
         train_cfg__tasks__2__init_from='day',
         **NO_BASE_TASK), [None, None, 'day']),
     # the first task trains the base, before the others begin
-    'nearest': (dict(model__init_from='nearest'), ['day', 'day']),
+    'nearest': (dict(model__init_from='nearest'), ['day', 'night']),
     'gate that is trained, no adapters': (dict(
         model__gate=dict(
             type='AutoencoderGate', hidden=6, num_steps=50, _delete_=True),
