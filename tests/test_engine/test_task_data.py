@@ -16,6 +16,7 @@ import pytest
 from tiny import tiny_task
 
 from mmseg_mile.engine.task_data import TaskData, in_order
+from mmseg_mile.structures import Task
 
 DRAWS = np.random.default_rng(7)
 IMAGE, LABEL = 'img/train/1.png', 'ann/train/1.png'
@@ -182,7 +183,7 @@ CONFIGS = {
     'classes as text': (meta(classes='road',
                              palette=None), r"\('road', \) for one class"),
     'classes as numbers': (meta(classes=(1, 2, 3)), r'names, got \(1, 2, 3'),
-    'class named twice': (meta(classes=('a', 'a', 'b')), 'names a class twic'),
+    'class named twice': (meta(classes=('a', 'a', 'b')), r"\('a', 'a', 'b'\)"),
     'no classes': (lambda root, task: task['train_dataset'].pop('metainfo'),
                    'declares no classes: give it'),
     'other classes for evaluation':
@@ -250,6 +251,23 @@ def test_task_may_have_its_own_length_and_start(open_tasks, day):
     assert (other.max_iters, other.init_from) == (5, None)
     assert (task.family, other.family) == ('colour', None)
     assert day == before
+
+
+@pytest.mark.skipif(
+    'eval_classes' not in Task.__dataclass_fields__,
+    reason='tasks are evaluated on the classes that they label')
+def test_task_may_be_evaluated_on_other_classes(open_tasks, root, day):
+    day['train_dataset']['metainfo'] = dict(
+        classes=('sky', 'road'), palette=[[1, 2, 3], [4, 5, 6]])
+    for path in (root / 'day/ann/train').iterdir():
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert cv2.imwrite(str(path), label.clip(0, 1))
+    task, = open_tasks(dict(day, eval_classes=['sky', 'road', 'car'])).tasks
+    assert task.classes == ('sky', 'road')
+    assert task.palette == ((1, 2, 3), (4, 5, 6))
+    assert task.eval_classes == ('sky', 'road', 'car')
+    with pytest.raises(ValueError, match='or eval_classes those of val_data'):
+        open_tasks(dict(day, eval_classes=['sky', 'road']))
 
 
 def test_tasks_can_be_learned_in_another_order():
