@@ -42,12 +42,15 @@ class TaskScore:
         digest (str): SHA-256 over those of the oracle's label maps.
         images (list[RoutedImage]): Lines of the routing log, in the order
             of the dataset, whatever processes predicted them.
+        routing_stats (Mapping[str, Any]): Of a method that routes inside
+            the network, those of the main process.
     """
     routed: DomainIoU
     oracle: Optional[DomainIoU]
     chosen: Counter = field(default_factory=Counter)
     digest: str = ''
     images: List[RoutedImage] = field(default_factory=list)
+    routing_stats: Mapping[str, Any] = field(default_factory=dict)
 
     def to_document(self) -> Dict[str, Any]:
         """As plain JSON values."""
@@ -56,7 +59,8 @@ class TaskScore:
             oracle=self.oracle and self.oracle.confusion.tolist(),
             chosen=dict(self.chosen),
             digest=self.digest,
-            images=[image.to_document() for image in self.images])
+            images=[image.to_document() for image in self.images],
+            routing_stats=self.routing_stats)
 
     @classmethod
     def from_document(cls, task: Task, document: Dict[str,
@@ -68,7 +72,8 @@ class TaskScore:
             for kind in ('routed', 'oracle'))
         return cls(routed, oracle, Counter(document['chosen']),
                    document['digest'],
-                   [RoutedImage.from_document(d) for d in document['images']])
+                   [RoutedImage.from_document(d)
+                    for d in document['images']], document['routing_stats'])
 
 
 class ImageLog:
@@ -140,6 +145,8 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
     score = TaskScore(routed, oracle if has_expert else None)
     digests: List[bytes] = []
     log = ImageLog(task, after, data_root)
+    # those of earlier predictions are not of this task
+    model.routing_stats()
     for batch in loader:
         for sample in batch['data_samples']:
             sample.set_metainfo(dict(task=task.name))
@@ -163,6 +170,7 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
             task=task,
             data_samples=outputs,
             oracle_samples=own)
+    score.routing_stats = model.routing_stats()
     return _gather(score, digests)
 
 
@@ -237,7 +245,8 @@ def _gather(score: TaskScore, digests: List[bytes]) -> TaskScore:
         _merged([s.routed for s in scores]),
         score.oracle and _merged([s.oracle for s in scores]),
         sum((s.chosen for s in scores), Counter()),
-        images=in_order(s.images for s in scores))
+        images=in_order(s.images for s in scores),
+        routing_stats=scores[0].routing_stats)
     if total.oracle is not None:
         joined = b''.join(in_order(shares))
         total.digest = hashlib.sha256(joined).hexdigest()
@@ -334,6 +343,8 @@ def record_row(results: StreamResults, index: int, tasks: Sequence[Task],
         order = [gate.expert_names.index(name) for name in names]
         results.set_prototype_distances(distances[order][:,
                                                          order].cpu().numpy())
+    stats = {t.name: s.routing_stats for t, s in zip(tasks, scores)}
+    results.routing_stats[index] = stats if any(stats.values()) else None
     results.compute_scores()
     return {t.name: s.digest for t, s in zip(tasks, scores) if s.digest}
 
