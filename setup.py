@@ -34,6 +34,9 @@ ONNX_REQUIRES = ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20']
 # The gate's look at an image through CLIP: CLIPEmbedder.
 CLIP_REQUIRES = ['transformers>=5.0', 'pillow']
 
+# The page that predicts dropped images: tools/serve.py.
+SERVE_REQUIRES = ['gradio>=6.0']
+
 TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0'] + ONNX_REQUIRES
 
 # Learns the tasks of a stream on several machines: tools/train_experts.py.
@@ -91,10 +94,7 @@ if __name__ == '__main__':
             'Topic :: Scientific/Engineering :: Artificial Intelligence',
         ],
         packages=find_packages(include=['mmseg_mile', 'mmseg_mile.*']),
-        package_data={
-            'mmseg_mile.reports': ['templates/*'],
-            'mmseg_mile.serving': ['templates/*']
-        },
+        package_data={'mmseg_mile.visualization': ['templates/*']},
         python_requires='>=3.10',
         install_requires=INSTALL_REQUIRES,
         extras_require=dict(

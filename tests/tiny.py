@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.stored_config import to_json
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Task
 
@@ -357,8 +359,7 @@ def model_config(kind: str) -> dict[str, Any]:
     config['backbone'].update(base_training='none')
     config['init_from'] = 'base'
     if kind == 'mit':
-        config['backbone'].update(
-            backbone=dict(TINY_MIT), train_norm=False, executor='merged')
+        config['backbone'].update(backbone=dict(TINY_MIT), train_norm=False)
         config['decode_head']['in_channels'] = [8, 16, 16, 32]
     return Config(dict(model=config)).model
 
@@ -381,8 +382,59 @@ def make_library(kind: str, root: Path) -> TinyLibrary:
             disturb(tensors)
         model.save_task(
             task, root,
-            dict(seed=index, train_dataset=str(task.train_dataset)))
+            dict(task=name, seed=index, train_dataset=task.train_dataset))
     return TinyLibrary(ExpertStore(root), config, model)
+
+
+@pytest.fixture(scope='session')
+def pristine(
+        tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], TinyLibrary]:
+    """``pristine(kind)``: made once; look, do not touch."""
+    made: dict[str, TinyLibrary] = {}
+
+    def get(kind: str) -> TinyLibrary:
+        if kind not in made:
+            made[kind] = make_library(
+                kind,
+                tmp_path_factory.mktemp(kind) / 'library')
+        init_default_scope('mmseg')
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[TinyLibrary], TinyLibrary]:
+    """Copy a library into the test's folder."""
+
+    def copy_library(whole: TinyLibrary) -> TinyLibrary:
+        folder = shutil.copytree(whole.store.root, tmp_path / 'library')
+        return whole._replace(
+            store=ExpertStore(folder), config=copy.deepcopy(whole.config))
+
+    return copy_library
+
+
+@pytest.fixture
+def cnn(pristine: Callable[[str], TinyLibrary],
+        copied: Callable[[TinyLibrary], TinyLibrary]) -> TinyLibrary:
+    """A library of the test's own, of a CNN."""
+    return copied(pristine('cnn'))
+
+
+@pytest.fixture(params=['cnn', 'mit'])
+def library(request: pytest.FixtureRequest, pristine: Callable[[str],
+                                                               TinyLibrary],
+            copied: Callable[[TinyLibrary], TinyLibrary]) -> TinyLibrary:
+    """A library of the test's own, once of a CNN and once of a MiT."""
+    return copied(pristine(request.param))
+
+
+@pytest.fixture
+def image() -> Tensor:
+    """One normalised image."""
+    return torch.randn(1, 3, 64, 96)
 
 
 def batches(index: int) -> list[dict[str, Any]]:
@@ -496,7 +548,6 @@ def make_predicting_library(data: Path, root: Path,
     learner = MODELS.build(copy.deepcopy(cfg.model)).eval()
     for value in learner.backbone.backbone.parameters():
         value.data += 0.05 * torch.randn_like(value)
-    text = f'model = {model!r}\ntrain_cfg = {cfg.train_cfg.to_dict()!r}\n'
     for domain in DOMAINS:
         task = Task(domain, CLASSES, PALETTE, {}, {})
         loader = list(loop_batches(cfg, data, domain, 'train'))
@@ -507,7 +558,8 @@ def make_predicting_library(data: Path, root: Path,
                         learner.heads[domain].state):
             disturb(tensors)
         _balance(learner, cfg, data, domain)
-        learner.save_task(task, root, dict(config=text))
+        learner.save_task(task, root,
+                          dict(task=domain, config=to_json(cfg.to_dict())))
     return PredictingLibrary(root, data, cfg, learner)
 
 

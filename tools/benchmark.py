@@ -9,8 +9,8 @@
 
 Weights and images are drawn from a seed: nothing is downloaded. Outputs are
 compared before anything is timed; the exit status is 1 where they differ.
-Each command prints a table and writes it, with a record and a plot, as
-``benchmark_<command>.{md,json,png}`` into ``--out``.
+Each command prints a table and writes it, with a record, as
+``benchmark_<command>.{md,json}`` into ``--out``.
 """
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ import warnings
 from pathlib import Path
 from typing import Dict
 
+from analysis_tools.benchmark.fusion import benchmark_fusion
+from analysis_tools.benchmark.harness import DTYPES, MODES, Report, Settings
+from analysis_tools.benchmark.library_scale import (benchmark_disk,
+                                                    benchmark_scale)
+from analysis_tools.benchmark.prediction import benchmark_prediction
+from analysis_tools.benchmark.training import benchmark_training
+
 import mmseg_mile  # noqa: F401  registers the components
-from mmseg_mile.benchmarks import (DTYPES, MODES, Report, Settings,
-                                   benchmark_disk, benchmark_fusion,
-                                   benchmark_prediction, benchmark_scale,
-                                   benchmark_training)
 
 # Images of a training batch are as large as what fits two cores.
 DEFAULTS: Dict[str, Dict[str, int]] = dict(

@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile.apis import export_files
-from mmseg_mile.apis.export_check import TOLERANCE
+from mmseg_mile.apis.export import TOLERANCE
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,8 +40,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--config',
         help='config of the model (default: the one in the library)')
-    parser.add_argument(
-        '--image', help='image to compare outputs on (default: drawn ones)')
     parser.add_argument(
         '--size',
         nargs=2,
@@ -76,13 +74,14 @@ def main() -> None:
     size = tuple(args.size) if args.size else None
     try:
         made = export_files(args.library, args.out, mixture(args), args.config,
-                            args.image, size, args.tolerance)
+                            size, args.tolerance)
     except (ValueError, OSError) as error:
         sys.exit(f'export_expert.py: {error}')
     experts = list(made.mixture)[0] if len(made.mixture) == 1 else ' + '.join(
         f'{weight:.4g} {name}' for name, weight in made.mixture.items())
     print(f'{experts}: {" and ".join(map(str, made.files))}')
-    print(f'beside our model, {made.difference}')
+    print('logits are those of our model, within '
+          f'{args.tolerance:g} of the largest')
     for note in made.notes:
         print(note)
 

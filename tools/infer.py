@@ -12,13 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from library_arguments import add_library_arguments, library_arguments
 from prettytable import PrettyTable
 
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile.apis.inferencer import (InferenceReport, MILEInferencer,
                                         infer_images)
-from mmseg_mile.apis.library_arguments import (add_library_arguments,
-                                               library_arguments)
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,8 +57,7 @@ def show(report: InferenceReport, out: Path) -> None:
         print(f'skipped {name}: {reason}')
     total = sum(report.images.values())
     each = 1000 * report.seconds / max(1, report.predicted)
-    print(f'{total} images, {sum(report.ood.values())} '
-          'out-of-distribution, '
+    print(f'{total} images, {sum(report.ood.values())} out-of-distribution, '
           f'{len(report.broken)} skipped; {report.predicted} predicted now, '
           f'{each:.0f} ms each; results in {out}')
 

@@ -24,10 +24,10 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+from analysis_tools.leave_one_out import leave_one_out
 from mmengine.config import Config, DictAction
 
 import mmseg_mile  # noqa: F401  registers the components
-from mmseg_mile.apis.leave_one_out import leave_one_out
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='options of the gate, as key=value: top_k, tau, relative; '
         'metric, num_prototypes, shrinkage, perturbation_weight, '
-        'ood_quantile, flag '
+        'ood_quantile '
         "(default: those of the run's gate, top_k=5, tau=0.4, relative=True)")
     parser.add_argument(
         '--sweep-tau',

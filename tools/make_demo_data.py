@@ -9,13 +9,70 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence, Union
 
 import cv2
+import numpy as np
 from prettytable import PrettyTable
 
-from mmseg_mile.datasets.demo import (DATA_SETS, draw_contact_sheet,
-                                      make_demo_data)
+from mmseg_mile.datasets.demo import DATA_SETS, make_demo_data
+from mmseg_mile.datasets.label_tables import (CITYSCAPES_PALETTE,
+                                              HEATNET_PALETTE)
+
+# Title of a row, its pictures and its masks, which sort alike.
+_ROWS = (
+    ('cityscapes', 'cityscapes/leftImg8bit/train/*/*.png',
+     'cityscapes/gtFine/train/*/*_labelTrainIds.png'),
+    *((f'acdc {weather}', f'acdc/rgb_anon/{weather}/train/*/*.png',
+       f'acdc/gt/{weather}/train/*/*_labelTrainIds.png')
+      for weather in ('fog', 'night', 'rain', 'snow')),
+    ('bdd100k', 'bdd100k/images/10k/train/*.jpg',
+     'bdd100k/labels/sem_seg/masks/train/*.png'),
+    ('idd', 'idd/*/leftImg8bit/train/*/*_leftImg8bit.*',
+     'idd/*/gtFine/train/*/*_labelcsTrainIds.png'),
+    *((f'heatnet {kind} {time}', f'heatnet/test/{time}/Images{kind}/*.png',
+       f'heatnet/test/{time}/SegmentationClass/*.png')
+      for kind in ('RGB', 'IR') for time in ('day', 'night')),
+)
+
+
+def draw_contact_sheet(root: Union[str, Path], columns: int = 4) -> np.ndarray:
+    """Draw a row of frames for each domain, and beside them their labels.
+
+    Args:
+        root (str | Path): Folder of :func:`make_demo_data`.
+        columns (int): Frames per domain. Defaults to 4.
+
+    Returns:
+        np.ndarray: BGR image.
+    """
+    rows = []
+    for title, images, masks in _ROWS:
+        pairs = list(
+            zip(
+                sorted(Path(root).glob(images)),
+                sorted(Path(root).glob(masks))))
+        chosen = [pairs[i * len(pairs) // columns] for i in range(columns)]
+        palette = np.zeros((256, 3), np.uint8)
+        colors = HEATNET_PALETTE if 'heatnet' in title else CITYSCAPES_PALETTE
+        palette[:len(colors)] = colors
+        row = np.hstack([_tile(path) for path, _ in chosen] +
+                        [_tile(path, palette) for _, path in chosen])
+        cv2.putText(row, title, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, .4,
+                    (0, 255, 255), 1, cv2.LINE_AA)
+        rows.append(row)
+    return np.vstack(rows)
+
+
+def _tile(path: Path, palette: Any = None) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if palette is not None:
+        image = palette[image][..., ::-1]
+    elif image.dtype == np.uint16:
+        grey = np.clip((image - 21800.) / (25000 - 21800), 0, 1) * 255
+        image = cv2.cvtColor(grey.astype(np.uint8), cv2.COLOR_GRAY2BGR)
+    kind = cv2.INTER_AREA if palette is None else cv2.INTER_NEAREST
+    return cv2.resize(image, (256, 128), interpolation=kind)
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

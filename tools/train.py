@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import os.path as osp
+from datetime import timedelta
 
+import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.dist import is_distributed
 from mmengine.runner import Runner
 
+from mmseg_mile.adapters.base_weights import weights_only
 from mmseg_mile.apis.library_model import set_pretrained
-from mmseg_mile.engine.process_group import use_cpu_group
+
+# Where a process finds its rank, the number of processes, and its local rank.
+PLACES = dict(
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
+         'OMPI_COMM_WORLD_LOCAL_RANK'))
 
 
 def parse_args() -> argparse.Namespace:
@@ -91,11 +101,51 @@ def use_mixed_precision(cfg: Config) -> None:
         wrapper.loss_scale = 'dynamic'
 
 
+def join_processes(cfg: Config) -> None:
+    """Let processes train together on a machine without an accelerator.
+
+    mmengine would give each process a GPU before it joins the others. Here
+    they join with gloo, and the model is wrapped without devices. Nothing
+    changes in a single process or with an accelerator.
+
+    Args:
+        cfg (Config): Changed in place, before a runner is built.
+
+    Raises:
+        ValueError: If the launcher did not launch this process.
+    """
+    if cfg.launcher == 'none' or get_device() != 'cpu':
+        return
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    if is_distributed():
+        return
+    for name, source in zip(PLACES['pytorch'], PLACES[cfg.launcher]):
+        if source in os.environ:
+            os.environ[name] = os.environ[source]
+    os.environ.setdefault('MASTER_PORT', '29500')
+    missing = [name for name in (*PLACES['pytorch'], 'MASTER_ADDR')
+               if name not in os.environ]  # yapf: disable
+    if missing:
+        raise ValueError(
+            f'--launcher {cfg.launcher} finds no {missing} in the '
+            'environment: start the tool with tools/dist_train.sh or '
+            'torchrun (--launcher pytorch), or set MASTER_ADDR and use srun '
+            '(slurm) or mpirun (mpi), or leave --launcher out.')
+    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
+    torch.distributed.init_process_group(
+        'gloo', timeout=timedelta(seconds=dist_cfg.get('timeout', 1800)))
+
+
 def main() -> None:
     """Learn the stream of the config."""
     cfg = load_config(parse_args())
-    use_cpu_group(cfg)
-    Runner.from_cfg(cfg).train()
+    join_processes(cfg)
+    with weights_only():
+        Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

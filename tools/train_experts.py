@@ -63,12 +63,14 @@ def main() -> None:
     # torch reads the number of threads when it is imported
     from mmengine.runner import Runner
 
+    from mmseg_mile.adapters.base_weights import weights_only
     from mmseg_mile.engine.parallel import build_executor, learn_experts
     cfg = load_config(args)
-    learn_experts(cfg, build_executor(args.engine, args.num_workers),
-                  args.num_workers)
-    cfg.resume = True
-    Runner.from_cfg(cfg).train()
+    with weights_only():
+        learn_experts(cfg, build_executor(args.engine, args.num_workers),
+                      args.num_workers)
+        cfg.resume = True
+        Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

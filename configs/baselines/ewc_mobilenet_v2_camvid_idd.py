@@ -1,7 +1,7 @@
 """EWC, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/ewc_mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './fine_tune_mobilenet_v2_camvid_idd.py'
 model = dict(type='EWCSegmentor')

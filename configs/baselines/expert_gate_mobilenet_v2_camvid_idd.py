@@ -1,7 +1,7 @@
 """Expert Gate's autoencoders over MILE+'s experts, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/expert_gate_mobilenet_v2_camvid_idd.py --cfg-options train_cfg.experts_from=work_dirs/mobilenet_v2_camvid_idd
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = '../mile/mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.

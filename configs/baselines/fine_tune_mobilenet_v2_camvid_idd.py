@@ -1,7 +1,7 @@
 """Sequential fine-tuning, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/fine_tune_mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = [
     '../_base_/models/mobilenet_v2.py', '../_base_/streams/camvid-idd_lite.py',

@@ -1,7 +1,7 @@
 """A frozen base with a head per task on the demo stream.
 
 Run:    python tools/train.py configs/baselines/frozen_base_demo.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = '../mile/demo.py'
 # The base and the gate of MILE+, experts without adapters. The first task

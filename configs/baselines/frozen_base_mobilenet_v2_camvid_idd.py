@@ -1,7 +1,7 @@
 """A frozen base with a head per task, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/frozen_base_mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = '../mile/mobilenet_v2_camvid_idd.py'
 # The base and the gate of MILE+, experts without adapters. The first task

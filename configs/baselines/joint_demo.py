@@ -1,7 +1,7 @@
 """Joint training on all tasks of the demo stream at once.
 
 Run:    python tools/train.py configs/baselines/joint_demo.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './fine_tune_demo.py'
 model = dict(type='JointSegmentor')

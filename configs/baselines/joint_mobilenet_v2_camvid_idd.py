@@ -1,7 +1,7 @@
 """Joint training on CamVid day, CamVid dusk and IDD-Lite at once.
 
 Run:    python tools/train.py configs/baselines/joint_mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './fine_tune_mobilenet_v2_camvid_idd.py'
 model = dict(type='JointSegmentor')

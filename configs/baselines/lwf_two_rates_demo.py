@@ -1,7 +1,7 @@
 """LwF with MDIL's two learning rates on the demo stream.
 
 Run:    python tools/train.py configs/baselines/lwf_two_rates_demo.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './lwf_demo.py'
 # MDIL trains what domains share with 5e-6, the rest with 5e-4.

@@ -1,7 +1,7 @@
 """LwF with MDIL's two learning rates, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/lwf_two_rates_mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './lwf_mobilenet_v2_camvid_idd.py'
 # MDIL trains what domains share with 5e-6, the rest with 5e-4.

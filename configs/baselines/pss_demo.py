@@ -1,7 +1,7 @@
 """The autoencoders of PSS over MILE+'s experts on the demo stream.
 
 Run:    python tools/train.py configs/baselines/pss_demo.py --cfg-options train_cfg.experts_from=work_dirs/demo
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = '../mile/demo.py'
 # Takes the experts of demo.py over, see train_cfg.experts_from.

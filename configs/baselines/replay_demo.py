@@ -1,7 +1,7 @@
 """Replay with a small buffer of images on the demo stream.
 
 Run:    python tools/train.py configs/baselines/replay_demo.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './fine_tune_demo.py'
 # 32 images of each earlier task make up half of the training images.

@@ -1,7 +1,7 @@
 """Replay with a small buffer of images, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/replay_mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './fine_tune_mobilenet_v2_camvid_idd.py'
 # 32 images of each earlier task make up half of the training images.

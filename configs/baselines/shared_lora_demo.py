@@ -1,7 +1,7 @@
 """One LoRA adapter that all tasks train on the demo stream.
 
 Run:    python tools/train.py configs/baselines/shared_lora_demo.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './fine_tune_demo.py'
 # Base and adapter are those of configs/mile/demo.py.

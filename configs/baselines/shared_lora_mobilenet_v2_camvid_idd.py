@@ -1,7 +1,7 @@
 """One LoRA adapter that all tasks train, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/shared_lora_mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './fine_tune_mobilenet_v2_camvid_idd.py'
 # Base, adapter and rates are those of configs/mile/mobilenet_v2_camvid_idd.py.

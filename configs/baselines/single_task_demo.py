@@ -1,7 +1,7 @@
 """One model per task on the demo stream.
 
 Run:    python tools/train.py configs/baselines/single_task_demo.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = [
     '../_base_/models/resnet18_small.py', '../_base_/streams/demo.py',

@@ -1,7 +1,7 @@
 """MILE+ on eight fabricated domains, each expert started from the base.
 
 Run:    python tools/train.py configs/mile/demo_eight.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 
 No expert has seen another one's images, so that each can be left out by
 tools/leave_one_out.py; the base has seen the first task.

@@ -1,7 +1,7 @@
 """MILE+ with the true task as its gate on the demo stream.
 
 Run:    python tools/train.py configs/mile/demo_oracle.py --cfg-options train_cfg.experts_from=work_dirs/demo
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './demo.py'
 # Takes the experts of demo.py over, see train_cfg.experts_from.

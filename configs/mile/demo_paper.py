@@ -1,7 +1,7 @@
 """MILE as in its paper (arXiv 2605.03555) on the demo stream.
 
 Run:    python tools/train.py configs/mile/demo_paper.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './demo.py'
 # Everything as the classes have it: the mean of the last stage at full

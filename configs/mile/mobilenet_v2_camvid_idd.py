@@ -1,7 +1,7 @@
 """MILE+ on real images on a laptop: CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = [
     '../_base_/models/mile_plus_mobilenet_v2.py',

@@ -1,7 +1,7 @@
 """MILE as in its paper (arXiv 2605.03555), CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd_paper.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Everything as the classes have it: the mean of the last stage at full

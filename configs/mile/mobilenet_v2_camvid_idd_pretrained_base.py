@@ -1,7 +1,7 @@
 """MILE+ over the base as pretrained, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd_pretrained_base.py
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
 model = dict(child_averaging=None, backbone=dict(base_training='none'))

@@ -1,7 +1,7 @@
 """MILE+ with a random expert for each image, CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/mile/mobilenet_v2_camvid_idd_random.py --cfg-options train_cfg.experts_from=work_dirs/mobilenet_v2_camvid_idd
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = './mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see train_cfg.experts_from.

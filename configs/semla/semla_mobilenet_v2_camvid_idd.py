@@ -1,7 +1,7 @@
 """SemLA (arXiv 2503.21780), CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/semla/semla_mobilenet_v2_camvid_idd.py --cfg-options train_cfg.experts_from=work_dirs/mobilenet_v2_camvid_idd
-Expect: see configs/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = '../mile/mobilenet_v2_camvid_idd.py'
 # Takes the experts of mobilenet_v2_camvid_idd.py over, see

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA experts beside a frozen backbone."""
-from . import checkpoint_safety  # noqa: F401  guards mmengine's loaders
 from .adapter import Adapter
 from .attention import LinearMultiheadAttention
 from .lora_expert_backbone import LoRAExpertBackbone

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple,
-                    Optional, Protocol, Sequence, Tuple, Union)
+from functools import partial
+from typing import (Any, Callable, Dict, Hashable, Iterable, Iterator, List,
+                    Optional, Protocol, Tuple)
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter, StackedAdapters, merge_adapters
+from mmseg_mile.structures.expert import TensorDict
+from .adapter import Adapter, AdapterStack
+
+Names = Tuple[str, ...]
+Mixture = Tuple[Tuple[str, float], ...]
+_Stamp = List[Tuple[int, int]]
 
 
 class TensorSlots(Mapping):
@@ -63,9 +70,7 @@ class TensorSlots(Mapping):
                 entries[leaf] = tensor
 
 
-Key = Tuple[str, str]
-Names = Tuple[str, ...]
-_AnyKey = Tuple[str, Union[str, Names]]
+Key = Tuple[str, Hashable]
 
 
 class Part(Protocol):
@@ -84,25 +89,19 @@ class ExpertCache:
 
     Args:
         budget_mb (float, optional): In MiB; None for no limit.
-        num_sets (int): Sets of experts whose :meth:`joint` parts are kept,
-            of each kind. Defaults to 4.
 
     Raises:
         ValueError: If the budget is negative.
     """
 
-    def __init__(self,
-                 budget_mb: Optional[float] = None,
-                 num_sets: int = 4) -> None:
+    def __init__(self, budget_mb: Optional[float] = None) -> None:
         if budget_mb is not None and budget_mb < 0:
             raise ValueError('memory_budget_mb must be at least 0, or None '
                              f'for no limit, got {budget_mb}')
-        self._budget = None if budget_mb is None else budget_mb * 2**20
-        self._num_sets = num_sets
-        self._parts: OrderedDict[_AnyKey, Any] = OrderedDict()
-        self._sizes: Dict[_AnyKey, int] = {}
-        self._loaders: Dict[_AnyKey, Callable[[], Any]] = {}
-        self._sets: Dict[str, OrderedDict[Names, None]] = {}
+        self._budget = math.inf if budget_mb is None else budget_mb * 2**20
+        self._parts: OrderedDict[Key, Any] = OrderedDict()
+        self._sizes: Dict[Key, int] = {}
+        self._loaders: Dict[Key, Callable[[], Any]] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -126,9 +125,6 @@ class ExpertCache:
     def __delitem__(self, key: Key) -> None:
         self._drop(key)
         self._loaders.pop(key, None)
-        kind, name = key
-        for names in [n for n in self._sets.get(kind, ()) if name in n]:
-            self._forget_set(kind, names)
 
     def defer(self, key: Key, load: Callable[[], Part]) -> None:
         """Load a part when it is first used, instead of one that is held."""
@@ -140,69 +136,21 @@ class ExpertCache:
         self._loaders[key] = load
         self._shrink()
 
-    def joint(self, kind: str, names: Names, combine: Callable[[List[Any]],
-                                                               Part]) -> Any:
-        """A part made of those of several experts, while it pays to keep it.
-
-        A set of experts is worth a part of its own once it comes again among
-        the last sets. The part counts towards the budget, leaves like one
-        that can be loaded, and is forgotten when one of its experts changes.
-
-        Args:
-            kind (str): Of the parts that it is made of.
-            names (tuple[str]): The experts, in the order of ``combine``.
-            combine (Callable): Makes it of their parts.
-
-        Returns:
-            Part | None: None for a set that is new. One that is larger than
-            the budget is made each time.
-        """
-        sets = self._sets.setdefault(kind, OrderedDict())
-        again = names in sets
-        sets[names] = None
-        sets.move_to_end(names)
-        if len(sets) > self._num_sets:
-            self._forget_set(kind, next(iter(sets)))
-        key = (kind, names)
-        if key in self._parts:
-            self._parts.move_to_end(key)
-            return self._parts[key]
-        if not again:
-            return None
-        part = combine([self[kind, name] for name in names])
-        if self._budget is None or part.num_bytes() <= self._budget:
-            self._hold(key, part)
-        return part
-
-    def _forget_set(self, kind: str, names: Names) -> None:
-        del self._sets[kind][names]
-        self._drop((kind, names))
-
-    def _drop(self, key: _AnyKey) -> None:
-        self._parts.pop(key, None)
-        self._sizes.pop(key, None)
-
-    def _hold(self, key: _AnyKey, part: Part) -> None:
+    def _hold(self, key: Key, part: Part) -> None:
         self._parts[key] = part
-        self._parts.move_to_end(key)
         self._sizes[key] = part.num_bytes()
         self._shrink()
 
+    def _drop(self, key: Key) -> None:
+        self._parts.pop(key, None)
+        self._sizes.pop(key, None)
+
     def _shrink(self) -> None:
-        if self._budget is None:
-            return
         excess = self.num_bytes - self._budget
-        for key in list(self._parts)[:-1]:
-            if excess <= 0:
-                break
-            if key in self._loaders or not isinstance(key[1], str):
+        for key in list(self._parts)[:-1] if excess > 0 else ():
+            if key in self._loaders and excess > 0:
                 excess -= self._sizes[key]
                 self._drop(key)
-
-
-class _Merged(NamedTuple):
-    tensors: Dict[str, Tensor]
-    stamp: List[Tuple[int, int]]
 
 
 class AdapterLibrary:
@@ -210,7 +158,7 @@ class AdapterLibrary:
 
     Merged weights are made anew when the base's have changed since. Where
     the same experts are mixed with ever other weights, their factors are
-    kept side by side, see :class:`StackedAdapters`.
+    kept side by side, see :class:`AdapterStack`.
 
     Args:
         merge_cache_size (int): Merged weight sets kept, least recently used
@@ -225,13 +173,16 @@ class AdapterLibrary:
         if merge_cache_size < 1:
             raise ValueError('merge_cache_size must be at least 1, got '
                              f'{merge_cache_size}')
-        self.cache = ExpertCache(memory_budget_mb, merge_cache_size)
+        self.cache = ExpertCache(memory_budget_mb)
+        self._size = merge_cache_size
         self._names: Dict[str, None] = {}
-        self._merged: OrderedDict = OrderedDict()
-        self._merge_cache_size = merge_cache_size
+        # merged weights, and the state of the base that they were made of
+        self._merged: OrderedDict[Mixture, Tuple[TensorDict,
+                                                 _Stamp]] = OrderedDict()
+        self._sets: OrderedDict[Names, None] = OrderedDict()
 
     @property
-    def names(self) -> Tuple[str, ...]:
+    def names(self) -> Names:
         """tuple[str]: Experts in the order in which they were added."""
         return tuple(self._names)
 
@@ -242,13 +193,12 @@ class AdapterLibrary:
         return self.cache[self._key(name)]
 
     def __setitem__(self, name: str, adapter: Adapter) -> None:
-        self._forget_merged(name)
-        self._names[name] = None
-        self.cache[self._key(name)] = adapter
+        self._renew(name)
+        self.cache['adapter', name] = adapter
 
     def __delitem__(self, name: str) -> None:
         del self.cache[self._key(name)]
-        self._forget_merged(name)
+        self._renew(name)
         del self._names[name]
 
     def require(self, names: Iterable[str]) -> None:
@@ -262,8 +212,7 @@ class AdapterLibrary:
 
     def defer(self, name: str, load: Callable[[], Adapter]) -> None:
         """Take over an adapter that is loaded when it is first used."""
-        self._forget_merged(name)
-        self._names[name] = None
+        self._renew(name)
         self.cache.defer(self._key(name), load)
 
     def release(self, name: str, load: Callable[[], Adapter]) -> None:
@@ -281,8 +230,8 @@ class AdapterLibrary:
             self[name] = Adapter(adapter.lora, norm, adapter.scaling)
 
     def merged(self, mixture: Mapping[str, float],
-               base: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """Weights of a mixture of experts, see :func:`merge_adapters`.
+               base: Mapping[str, Tensor]) -> TensorDict:
+        """Weights of a mixture of experts, see :meth:`AdapterStack.merge`.
 
         Args:
             mixture (Mapping[str, float]): Weight of each expert.
@@ -291,29 +240,35 @@ class AdapterLibrary:
         Returns:
             dict[str, Tensor]: Entries that differ from the base.
         """
-        self.require(mixture)
         key = tuple(sorted(mixture.items()))
-        if key not in self._merged or (self._merged[key].stamp != _stamp(
-                self._merged[key].tensors, base)):
+        tensors, stamp = self._merged.get(key, ({}, None))
+        if stamp != _stamp(tensors, base):
+            stack = self._stack(tuple(name for name, _ in key))
             # autocast would round the product of A and B, which is kept
             kind = next(iter(base.values())).device.type
             with torch.no_grad(), torch.autocast(kind, enabled=False):
-                tensors = self._merge(key, base)
-            self._merged[key] = _Merged(tensors, _stamp(tensors, base))
-            while len(self._merged) > self._merge_cache_size:
+                tensors = stack.merge(base, [weight for _, weight in key])
+            self._merged[key] = (tensors, _stamp(tensors, base))
+            if len(self._merged) > self._size:
                 self._merged.popitem(last=False)
         self._merged.move_to_end(key)
-        return self._merged[key].tensors
+        return tensors
 
-    def _merge(self, mixture: Sequence[Tuple[str, float]],
-               base: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        names = tuple(name for name, _ in mixture)
-        stack = None
-        if len(names) > 1:
-            stack = self.cache.joint('adapter', names, StackedAdapters)
-        if stack is None:
-            return merge_adapters(base, [(w, self[n]) for n, w in mixture])
-        return stack.merged([weight for _, weight in mixture], base)
+    def _stack(self, names: Names) -> AdapterStack:
+        """Factors of experts; of several that come again soon, kept ones."""
+        if len(names) == 1:
+            return self._new_stack(names)
+        key = ('stack', names)
+        if names in self._sets and key not in self.cache:
+            self.cache.defer(key, partial(self._new_stack, names))
+        self._sets[names] = None
+        self._sets.move_to_end(names)
+        if len(self._sets) > self._size:
+            del self.cache['stack', self._sets.popitem(last=False)[0]]
+        return self.cache[key] if key in self.cache else self._new_stack(names)
+
+    def _new_stack(self, names: Names) -> AdapterStack:
+        return AdapterStack([self[name] for name in names])
 
     def _key(self, name: str) -> Key:
         if name not in self._names:
@@ -321,12 +276,15 @@ class AdapterLibrary:
                 f'unknown expert {name!r}; experts: {list(self._names)}')
         return ('adapter', name)
 
-    def _forget_merged(self, name: str) -> None:
+    def _renew(self, name: str) -> None:
+        """Add an expert, and forget what was made of one of its name."""
+        self._names[name] = None
         for key in [k for k in self._merged if name in dict(k)]:
             del self._merged[key]
+        for names in [n for n in self._sets if name in n]:
+            del self._sets[names], self.cache['stack', names]
 
 
-def _stamp(merged: Mapping[str, Tensor],
-           base: Mapping[str, Tensor]) -> List[Tuple[int, int]]:
+def _stamp(merged: TensorDict, base: Mapping[str, Tensor]) -> _Stamp:
     """Changes when a tensor that was merged into is moved or written to."""
     return [(base[key].data_ptr(), base[key]._version) for key in merged]

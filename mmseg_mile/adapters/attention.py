@@ -27,12 +27,8 @@ class LinearMultiheadAttention(nn.Module):
     asking for them keeps torch off its fused kernels.
 
     Args:
-        attention (nn.MultiheadAttention): The module to stand in for; its
+        attention (nn.MultiheadAttention): See :func:`can_replace`; its
             values are copied.
-
-    Raises:
-        ValueError: If the module has features that the stand-in lacks; ask
-            :func:`can_replace` first.
     """
 
     q_proj: nn.Linear
@@ -42,10 +38,6 @@ class LinearMultiheadAttention(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        if not can_replace(attention):
-            raise ValueError(
-                'nn.MultiheadAttention with kdim/vdim, bias_k/bias_v or '
-                'add_zero_attn cannot be rebuilt from linear layers')
         self.embed_dim = attention.embed_dim
         self.num_heads = attention.num_heads
         self.dropout = attention.dropout
@@ -77,12 +69,11 @@ class LinearMultiheadAttention(nn.Module):
             value (Tensor): Like ``key``.
             key_padding_mask (Tensor, optional): (B, S), True or -inf where a
                 key is left out. Defaults to None.
-            need_weights (bool): Ignored: no weights are returned.
+            need_weights (bool): Ignored, as is ``average_attn_weights``.
             attn_mask (Tensor, optional): (L, S) or (B * heads, L, S).
                 Defaults to None.
-            average_attn_weights (bool): Ignored like ``need_weights``.
-            is_causal (bool): A hint of torch's that ``attn_mask`` already
-                states; ignored.
+            average_attn_weights (bool): Ignored.
+            is_causal (bool): Ignored: ``attn_mask`` says the same.
 
         Returns:
             tuple[Tensor, None]: Output laid out like ``query``.
@@ -140,7 +131,7 @@ def replace_attention(model: nn.Module) -> List[str]:
     for name, module in list(model.named_modules()):
         if can_replace(module):
             stand_in: nn.Module = LinearMultiheadAttention(module)
-        elif can_replace_window(module):
+        elif type(module) is WindowMSA:  # a subclass computes something else
             stand_in = FusedWindowMSA(module)
         else:
             continue
@@ -158,7 +149,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _layer_prefix(module: nn.Module, prefix: str, name: str) -> str:
-    """Where the projection's own weight lies; adapters wrap the layer."""
+    """Layer of the projection's own weight; adapters wrap it."""
     layer = getattr(module, name)
     inner = 'base_layer.' if hasattr(layer, 'base_layer') else ''
     return f'{prefix}{name}.{inner}'
@@ -201,24 +192,12 @@ class FusedWindowMSA(WindowMSA):
 
     Args:
         attention (WindowMSA): The module to stand in for; its layers and
-            parameters are taken over, not copied.
+            fields are taken over, not copied.
     """
 
     def __init__(self, attention: WindowMSA) -> None:
-        super().__init__(
-            attention.embed_dims,
-            attention.num_heads,
-            attention.window_size,
-            qkv_bias=attention.qkv.bias is not None,
-            qk_scale=attention.scale,
-            attn_drop_rate=attention.attn_drop.p,
-            proj_drop_rate=attention.proj_drop.p)
-        for name, module in attention.named_children():
-            setattr(self, name, module)
-        for name, value in attention.named_parameters(recurse=False):
-            setattr(self, name, value)
-        self.relative_position_index = attention.relative_position_index
-        self.train(attention.training)
+        nn.Module.__init__(self)
+        self.__dict__.update(attention.__dict__)
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         """Attend within each window.
@@ -249,8 +228,3 @@ class FusedWindowMSA(WindowMSA):
             scale=self.scale)
         out = out.transpose(1, 2).reshape(num_windows, tokens, channels)
         return self.proj_drop(self.proj(out))
-
-
-def can_replace_window(module: nn.Module) -> bool:
-    """Whether ``module`` is mmseg's own windowed attention."""
-    return type(module) is WindowMSA

@@ -2,20 +2,26 @@
 """Identity and keys of a frozen base's weights."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from functools import partial
-from typing import (Any, Callable, Dict, Iterable, List, Mapping, Optional,
-                    Sequence, Union)
+import os
+from pickle import UnpicklingError
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Sequence)
 
 import torch
 from mmcv.cnn import is_norm
+from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
-from mmseg_mile.library.expert_store import StoredExpert
-from mmseg_mile.structures import Expert, check_task_name
+from mmseg_mile.structures import Expert
+from mmseg_mile.structures.expert import TensorDict
 from .adapter import Adapter
-from .adapter_library import AdapterLibrary
 from .targets import lora_scaling
+
+_SWITCH = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+# how torch begins what it says of a damaged file
+_BROKEN = 'PytorchStreamReader'
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -28,12 +34,26 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def weights_checksum(parts: Mapping[str, TensorDict]) -> str:
+    """SHA-256 of an expert's weights, by which its children know it.
+
+    Prototypes are left out: a gate may fit them anew.
+
+    Args:
+        parts (Mapping[str, dict[str, Tensor]]): Of the expert.
+    """
+    return fingerprint({
+        f'{part}.{key}': value
+        for part in ('adapter', 'norm', 'head')
+        for key, value in parts.get(part, {}).items()
+    })
+
+
 def accept_stock_keys(module: nn.Module, state_dict: Dict[str, Tensor],
                       prefix: str, *args: Any) -> None:
     """Let a checkpoint of the bare backbone load into its wrapper.
 
-    A pre-hook of ``load_state_dict``; ``module`` keeps the bare backbone as
-    ``module.backbone``.
+    A pre-hook of ``load_state_dict``.
     """
     mine = [k for k in state_dict if k.startswith(prefix)]
     own = f'{prefix}backbone.'
@@ -43,11 +63,7 @@ def accept_stock_keys(module: nn.Module, state_dict: Dict[str, Tensor],
 
 
 def load_strictly(backbone: nn.Module, state: Dict[str, Tensor]) -> None:
-    """Load the base of a library.
-
-    Raises:
-        ValueError: If its tensors are not exactly those of ``backbone``.
-    """
+    """Load the base of a library, a ValueError if its tensors differ."""
     try:
         backbone.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -55,102 +71,102 @@ def load_strictly(backbone: nn.Module, state: Dict[str, Tensor]) -> None:
                          f'{type(backbone).__name__}: {error}') from error
 
 
-class PretrainedCheck:
-    """Remembers which weights a loaded checkpoint left unset.
+def pretrained_checkpoint(backbone: nn.Module) -> Optional[str]:
+    """The checkpoint that a backbone's ``init_cfg`` names, if it does."""
+    configs = getattr(backbone, 'init_cfg', None) or []
+    for config in [configs] if isinstance(configs, dict) else configs:
+        if config.get('type') == 'Pretrained':
+            return config['checkpoint']
+    return None
 
-    mmengine loads pretrained backbones leniently, so that a checkpoint of
-    another network, or of another size of it, goes through with a warning.
+
+@contextlib.contextmanager
+def checked_loading(backbone: nn.Module) -> Iterator[None]:
+    """Let a backbone take its pretrained weights, all of them, and no more.
+
+    mmengine loads leniently: a checkpoint of another network, or of another
+    size of it, goes through with a warning.
 
     Args:
-        backbone (nn.Module): Whose loading is watched.
+        backbone (nn.Module): Whose ``init_weights`` runs inside the block.
+
+    Raises:
+        ValueError: If a configured checkpoint leaves weights unset, or see
+            :func:`weights_only`.
     """
+    unset: List[str] = []
 
-    def __init__(self, backbone: nn.Module) -> None:
-        self._backbone = backbone
-        self._unset: List[str] = []
-        backbone.register_load_state_dict_pre_hook(self._note_misshapen)
-        backbone.register_load_state_dict_post_hook(self._note_missing)
+    def note_misshapen(module: nn.Module, state: Dict[str, Tensor],
+                       prefix: str, *args: Any) -> None:
+        unset.extend(key for key, value in module.state_dict().items()
+                     if value.shape != getattr(
+                         state.get(prefix + key), 'shape', value.shape))
 
-    @property
-    def checkpoint(self) -> Optional[str]:
-        """str, optional: The pretrained checkpoint of the config."""
-        configs = getattr(self._backbone, 'init_cfg', None) or []
-        for config in [configs] if isinstance(configs, dict) else configs:
-            if config.get('type') == 'Pretrained':
-                return config['checkpoint']
-        return None
+    def note_missing(module: nn.Module, keys: Any) -> None:
+        unset.extend(k for k in keys.missing_keys
+                     if 'num_batches_tracked' not in k)
 
-    def forget(self) -> None:
-        """Start over."""
-        self._unset = []
+    checkpoint = pretrained_checkpoint(backbone)
+    handles = (backbone.register_load_state_dict_pre_hook(note_misshapen),
+               backbone.register_load_state_dict_post_hook(note_missing))
+    try:
+        with weights_only(f'backbone.init_cfg.checkpoint {checkpoint!r}'):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if checkpoint and unset:
+        raise ValueError(
+            f'backbone.init_cfg.checkpoint {checkpoint!r} does not fit '
+            f'{type(backbone).__name__}: it lacks {len(unset)} weights or has '
+            f'them in another shape, for example {unset[:3]}. Give the '
+            'checkpoint of this backbone, with its bare keys or a `prefix`.')
 
-    def check(self) -> None:
-        """Raise if a configured checkpoint left weights unset.
 
-        Raises:
-            ValueError: Naming the checkpoint and some of the weights.
-        """
-        if self.checkpoint and self._unset:
-            raise ValueError(
-                f'backbone.init_cfg.checkpoint {self.checkpoint!r} does not '
-                f'fit {type(self._backbone).__name__}: it lacks '
-                f'{len(self._unset)} weights or has them in another shape, '
-                f'for example {self._unset[:3]}. Give the checkpoint of this '
-                'backbone, with its bare keys or a `prefix`.')
+@contextlib.contextmanager
+def weights_only(name: str = 'a checkpoint of the config') -> Iterator[None]:
+    """Read checkpoints inside the block as weights, never as programs.
 
-    def refuse_other_base(self, mine: Callable[[], str], stored: str) -> None:
-        """Raise if a checkpoint was configured and is another base.
+    A ``.pth`` is a pickle, and unpickling one runs what its author likes.
+    mmengine tries torch's ``weights_only=True`` and, where that fails, runs
+    it all the same; for downloads it does not even try.
 
-        Args:
-            mine (Callable): Gives the fingerprint of the base as loaded.
-            stored (str): Fingerprint that is asked for.
+    Args:
+        name (str): What is read, for the message.
 
-        Raises:
-            ValueError: Naming the checkpoint and both fingerprints.
-        """
-        if self.checkpoint and mine() != stored:
-            raise ValueError(
-                f'the library belongs to the base {stored[:16]}, '
-                f'backbone.init_cfg loaded {mine()[:16]} from '
-                f'{self.checkpoint!r}: give the checkpoint that the library '
-                'was made with.')
-
-    def _note_misshapen(self, module: nn.Module, state_dict: Dict[str, Tensor],
-                        prefix: str, *args: Any) -> None:
-        self._unset += [
-            key for key, value in module.state_dict().items()
-            if value.shape != getattr(
-                state_dict.get(prefix + key), 'shape', value.shape)
-        ]
-
-    def _note_missing(self, module: nn.Module, keys: Any) -> None:
-        self._unset += [
-            k for k in keys.missing_keys if 'num_batches_tracked' not in k
-        ]
+    Raises:
+        ValueError: If a checkpoint holds more than weights, or is broken.
+    """
+    previous = os.environ.get(_SWITCH)
+    os.environ[_SWITCH] = '1'
+    try:
+        with torch.serialization.safe_globals(get_torch_safe_globals()):
+            yield
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _BROKEN not in str(error):
+            raise
+        raise ValueError(
+            f'{name} is broken, or holds more than weights, and reading it '
+            'would run code that it brings. Copy or download it again; or, if '
+            "you trust it, load it with torch and save its 'state_dict' alone."
+            f' torch says: {error}') from error
+    finally:
+        if previous is None:
+            del os.environ[_SWITCH]
+        else:
+            os.environ[_SWITCH] = previous
 
 
 def hold_statistics(backbone: nn.Module, owned: Iterable[nn.Module]) -> None:
-    """Put every norm layer that no expert owns into eval mode.
-
-    Args:
-        backbone (nn.Module): Whose norm layers are meant.
-        owned (Iterable[nn.Module]): Norm layers that train.
-    """
+    """Put every norm layer into eval mode but those that are ``owned``."""
     kept = {id(module) for module in owned}
     for module in backbone.modules():
         if is_norm(module) and id(module) not in kept:
             module.eval()
 
 
-AnyExpert = Union[Expert, StoredExpert]
-
-
-def check_base(experts: Sequence[AnyExpert], fingerprint: str) -> None:
-    """Raise unless all were trained on the base of this fingerprint.
-
-    Raises:
-        ValueError: Naming the expert and both fingerprints.
-    """
+def check_base(experts: Sequence[Expert], fingerprint: str) -> None:
+    """Raise a ValueError unless all were trained on this base."""
     for expert in experts:
         if expert.base_fingerprint != fingerprint:
             raise ValueError(
@@ -160,38 +176,18 @@ def check_base(experts: Sequence[AnyExpert], fingerprint: str) -> None:
                 'again.')
 
 
-def adapter_of(expert: AnyExpert,
+def adapter_of(expert: Expert,
                base: Mapping[str, Tensor],
                adapts: Optional[bool] = None) -> Adapter:
     """The adapter of an expert, read from its folder if it is stored.
 
-    Args:
-        expert (Expert | StoredExpert): The expert.
-        base (Mapping[str, Tensor]): The backbone's tensors by name.
-        adapts (bool, optional): Whether the backbone's experts adapt layers.
-            Defaults to None: not known.
-
     Raises:
-        ValueError: If a file was changed, or the tensors do not fit.
+        ValueError: If a file was changed, or the tensors do not fit, see
+            :meth:`Adapter.check_fit`.
     """
-    adapter = Adapter(expert.lora, expert.norm,
-                      lora_scaling(expert.lora_config))
+    config = expert.configs.get('adapter')
+    adapter = Adapter(
+        expert.parts.get('adapter', {}), expert.parts.get('norm', {}),
+        lora_scaling(config) if config else 1.0)
     adapter.check_fit(expert.name, base, adapts)
     return adapter.clone(next(iter(base.values())).device)
-
-
-def take_over(experts: Sequence[AnyExpert], library: AdapterLibrary,
-              read: Callable[[AnyExpert], Adapter]) -> None:
-    """Add experts' adapters to a library; stored ones when first used.
-
-    Args:
-        experts (Sequence[Expert | StoredExpert]): The experts.
-        library (AdapterLibrary): Gets them.
-        read (Callable): Expert -> adapter that fits the backbone.
-    """
-    for expert in experts:
-        name = check_task_name(expert.name)
-        if isinstance(expert, StoredExpert):
-            library.defer(name, partial(read, expert))
-        else:
-            library[name] = read(expert)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
 from mmcv.cnn import is_norm
 from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from torch import nn
 
 from .adapter import Adapter
-from .fast_layers import (FrozenConv2d, RecomputedActivation, can_freeze,
-                          can_recompute, trainable_layer)
+from .fast_layers import (FrozenConv2d, RecomputedGELU, is_plain_convolution,
+                          lora_layer)
 from .targets import lora_scaling
 
-ADAPTER = 'default'
+_ADAPTER = 'default'
 
 
 class _Swap(NamedTuple):
@@ -31,22 +31,21 @@ class LoRAInjection:
     The backbone's own modules are never changed: trainable layers and
     copies of norm layers take their places, and :meth:`detach` puts the
     originals back, so that the base stays usable, bit for bit, at any time.
-    PEFT creates and initialises the adapter; our layers compute with it.
-    Convolutions without an adapter keep no input for backward meanwhile, and
-    adapted layers keep none that an activation function keeps as well.
+    PEFT creates and initialises the adapter; the layers of ``fast_layers``
+    compute with it, and stand in for convolutions without an adapter and for
+    GELUs meanwhile.
 
     Args:
         backbone (nn.Module): The frozen network.
         targets (Sequence[str]): Full names of the layers to adapt; none
             leaves the expert its norm layers, or nothing at all.
-        config (dict): Arguments of PEFT's ``LoraConfig`` without
-            ``target_modules``.
+        config (dict): Of :func:`check_lora_config`.
         train_norm (bool): Whether the expert owns the norm layers: copies
             of them train, affine parameters and statistics alike.
     """
 
     def __init__(self, backbone: nn.Module, targets: Sequence[str],
-                 config: dict, train_norm: bool) -> None:
+                 config: Dict[str, Any], train_norm: bool) -> None:
         self._backbone = backbone
         self._config = config
         modules = dict(backbone.named_modules())
@@ -54,12 +53,12 @@ class LoRAInjection:
             pattern = '|'.join(re.escape(name) for name in targets)
             inject_adapter_in_model(
                 LoraConfig(target_modules=f'(?:{pattern})', **config),
-                backbone, ADAPTER)
+                backbone, _ADAPTER)
             # PEFT leaves a note that would confuse the next one
             del backbone.peft_config
         self._lora = [
             _Swap(name, modules[name],
-                  trainable_layer(backbone.get_submodule(name), ADAPTER))
+                  lora_layer(backbone.get_submodule(name), _ADAPTER))
             for name in targets
         ]
         self._norm = [
@@ -70,13 +69,14 @@ class LoRAInjection:
         self._frozen = [
             _Swap(name, module, FrozenConv2d(module))
             for name, module in modules.items()
-            if name not in targets and can_freeze(module)
+            if name not in targets and is_plain_convolution(module)
         ]
-        # a block may hold its activation under two names and call either
+        # a block may hold its activation under two names and call either;
+        # ReLU, unlike GELU, keeps its output, which the next layer shares
         self._activations = [
-            _Swap(name, module, RecomputedActivation(module))
+            _Swap(name, module, RecomputedGELU(module))
             for name, module in backbone.named_modules(remove_duplicate=False)
-            if can_recompute(module)
+            if isinstance(module, nn.GELU)
         ]
         self.attached = True
         self.attach()
@@ -95,40 +95,32 @@ class LoRAInjection:
 
     def adapter(self) -> Adapter:
         """Copies of all trained values, as an expert keeps them."""
-        return Adapter(self.lora_state(), self.norm_state(),
-                       lora_scaling(self._config))
-
-    def enable_gradients(self) -> None:
-        """Let every value train, in a backbone's ``frozen_stages`` too."""
-        for _, parameter in self._lora_parameters():
-            parameter.requires_grad_()
-        for norm in self.owned_norms():
-            norm.requires_grad_()
-
-    def lora_state(self) -> Dict[str, Tensor]:
-        """Copies of the adapter: ``<module>.lora_{A,B}.weight``."""
-        return {k: p.detach().clone() for k, p in self._lora_parameters()}
-
-    def norm_state(self) -> Dict[str, Tensor]:
-        """Copies of the owned norm layers' parameters and buffers."""
-        return {
+        lora = {k: p.detach().clone() for k, p in self._parameters()}
+        norm = {
             f'{swap.name}.{key}': value.detach().clone()
             for swap in self._norm
             for key, value in swap.replacement.state_dict().items()
         }
+        return Adapter(lora, norm, lora_scaling(self._config))
 
-    def load(self, lora: Dict[str, Tensor], norm: Dict[str, Tensor]) -> None:
+    def load(self, adapter: Adapter) -> None:
         """Copy an expert's values into the trainable layers."""
         with torch.no_grad():
-            for key, parameter in self._lora_parameters():
-                parameter.copy_(lora[key])
+            for key, parameter in self._parameters():
+                parameter.copy_(adapter.lora[key])
         for swap in self._norm:
-            if f'{swap.name}.weight' in norm:
+            if f'{swap.name}.weight' in adapter.norm:
                 swap.replacement.load_state_dict({
-                    key:
-                    norm[f'{swap.name}.{key}']
+                    key: adapter.norm[f'{swap.name}.{key}']
                     for key in swap.replacement.state_dict()
-                })
+                })  # yapf: disable
+
+    def enable_gradients(self) -> None:
+        """Let every value train, in a backbone's ``frozen_stages`` too."""
+        for _, parameter in self._parameters():
+            parameter.requires_grad_()
+        for norm in self.owned_norms():
+            norm.requires_grad_()
 
     def owned_norms(self) -> List[nn.Module]:
         """The trainable copies of norm layers."""
@@ -137,7 +129,7 @@ class LoRAInjection:
     def _swaps(self) -> List[_Swap]:
         return self._lora + self._norm + self._frozen + self._activations
 
-    def _lora_parameters(self) -> Iterator:
+    def _parameters(self) -> Iterator[Tuple[str, nn.Parameter]]:
         for swap in self._lora:
             layer: Any = swap.replacement
             yield f'{swap.name}.lora_A.weight', layer.lora_A

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers of a backbone get an adapter."""
+"""The layers of a backbone that get an adapter."""
 from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Union
+from typing import (Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple,
+                    Union)
 
 import torch
 from mmcv.cnn import ConvAWS2d, ConvWS2d
@@ -56,16 +57,13 @@ def lora_scaling(config: Mapping[str, Any]) -> float:
 
 
 def probe_images(backbone: nn.Module, count: int, side: int = 128) -> Tensor:
-    """Images that a backbone accepts, different from each other.
+    """(count, C, H, W) in [-1, 1] that a backbone accepts, always the same.
 
     Args:
         backbone (nn.Module): Its first convolution says how many channels
             an image has, its ``img_size``, if it is bound to one, its size.
         count (int): Number of images.
         side (int): Height and width otherwise. Defaults to 128.
-
-    Returns:
-        Tensor: (count, C, H, W) in [-1, 1], always the same values.
     """
     size = getattr(backbone, 'img_size', side)
     height, width = (size, size) if isinstance(size, int) else tuple(size)[:2]
@@ -77,39 +75,43 @@ def probe_images(backbone: nn.Module, count: int, side: int = 128) -> Tensor:
     return (2 * images - 1).to(next(backbone.parameters()))
 
 
-TargetModules = Union[None, str, Sequence[str]]
-
-
-def called_modules(backbone: nn.Module) -> Set[str]:
-    """Names of the modules whose ``forward`` runs when the backbone does.
+def probe_calls(backbone: nn.Module,
+                images: Tensor) -> List[Tuple[str, nn.Module, Any]]:
+    """Name, module and output of each call that a backbone's pass makes.
 
     Args:
-        backbone (nn.Module): Probed with one image, in eval mode.
-
-    Returns:
-        set[str]: Names as in ``backbone.named_modules()``.
+        backbone (nn.Module): Probed in eval mode; its own call is the last,
+            of the name ''.
+        images (Tensor): See :func:`probe_images`.
     """
-    called: Set[str] = set()
+    calls: List[Tuple[str, nn.Module, Any]] = []
     handles = [
-        module.register_forward_pre_hook(
-            lambda _, __, name=name: called.add(name))
+        module.register_forward_hook(lambda module, _, output, name=name: calls
+                                     .append((name, module, output)))
         for name, module in backbone.named_modules()
     ]
     modes = {m: m.training for m in backbone.modules()}
     try:
         backbone.eval()
         with torch.no_grad():
-            backbone(probe_images(backbone, 1))
+            backbone(images)
     finally:
         for handle in handles:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    return called
+    return calls
 
 
-def resolve_targets(backbone: nn.Module,
-                    target_modules: TargetModules = None) -> List[str]:
+def called_modules(backbone: nn.Module) -> Set[str]:
+    """Names of the modules whose ``forward`` runs when the backbone does."""
+    calls = probe_calls(backbone, probe_images(backbone, 1))
+    return {name for name, _, _ in calls}
+
+
+def resolve_targets(
+        backbone: nn.Module,
+        target_modules: Union[None, str, Sequence[str]] = None) -> List[str]:
     """Full names of the layers that get an adapter.
 
     Args:

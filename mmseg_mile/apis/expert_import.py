@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an expert that comes without a head gets one."""
+"""Heads for imported experts that come without one."""
 from __future__ import annotations
 
 import copy
@@ -13,12 +13,12 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from mmseg.registry import MODELS
+from mmseg_mile.adapters.base_weights import weights_only
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.continual_segmentor import head_config
 from mmseg_mile.methods.mile.expert_heads import ExpertHead
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_images)
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 
 _PREFIX = 'decode_head.'
 
@@ -30,8 +30,8 @@ def head_of_expert(library: AnyPath, name: str) -> ExpertHead:
         ValueError: If there is no such expert, or its head was changed.
     """
     expert, = open_library(library).open([name])
-    return ExpertHead(expert.head, expert.head_config, expert.classes,
-                      expert.palette)
+    return ExpertHead(expert.parts['head'], expert.configs['head'],
+                      expert.classes, expert.palette)
 
 
 def head_of_checkpoint(path: AnyPath, template: Dict[str, Any]) -> ExpertHead:
@@ -49,7 +49,9 @@ def head_of_checkpoint(path: AnyPath, template: Dict[str, Any]) -> ExpertHead:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'--head-checkpoint {path} does not exist')
-    content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    with weights_only(f'--head-checkpoint {path}'):
+        content = CheckpointLoader.load_checkpoint(
+            str(path), map_location='cpu')
     state = {
         key.removeprefix(_PREFIX): value
         for key, value in content.get('state_dict', content).items()
@@ -138,7 +140,7 @@ class ImportSource:
                 "folder of its domain's images (--images), or an expert of "
                 'the same domain (--prototypes-from), and only one')
         if expert is not None:
-            return self._store.open([expert])[0].prototypes
+            return self._store.open([expert])[0].parts['prototypes']
         steps = prediction_pipeline(self._cfg, task) if images else []
         return fit_prototypes(self.model, self._store, name,
                               Path(images or '.'), steps)
@@ -149,7 +151,7 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 def fit_prototypes(model: ExpertSegmentor, store: ExpertStore, name: str,
                    folder: Path, pipeline: Sequence[Any]) -> Dict[str, Tensor]:
-    """What the model's gate keeps of a folder of images.
+    """The gate's state for a folder of images.
 
     They are embedded by the frozen base, as a task's training images are,
     and calibrated against the experts that are there.
@@ -174,8 +176,8 @@ def fit_prototypes(model: ExpertSegmentor, store: ExpertStore, name: str,
     model.backbone.load_base(*store.load_base())
     for other in store.open(store.names):
         if other.name != name:
-            model.gate.load_state(other.name, other.prototypes)
-    embeddings = embed_images(model, _batches(
+            model.gate.load_state(other.name, other.parts['prototypes'])
+    embeddings = model.embed_images(_batches(
         paths, pipeline)) if model.gate.needs_embeddings else None
     model.gate.fit(name, embeddings)
     return model.gate.state(name)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, Optional,
-                    Sequence, Union)
+from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
+                    Tuple, Union)
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.infer import BaseInferencer
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from rich.progress import track
@@ -23,19 +24,16 @@ from rich.progress import track
 from mmseg.structures import SegDataSample
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import INDEX
-from mmseg_mile.library.files import locked
-from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
-from mmseg_mile.visualization.class_colours import choose_class_colours
-from mmseg_mile.visualization.overlay import OPACITY, draw_overlay
-from .images import (Outcome, VideoFile, check_images, count_images,
-                     list_sources, load_image, predict_by_size, predict_images,
-                     single_images)
-from .library_model import (build_model, change_config, choose_way,
-                            config_and_ways, known_experts)
-from .predictions import Line, Prediction, PredictionFolder
+from mmseg_mile.visualization.overlay import (OOD_COLOUR, OPACITY, Caption,
+                                              choose_class_colours,
+                                              draw_overlay)
+from .images import ImageSource, Source, VideoFile, check_images, list_sources
+from .library_model import (build_model, change_config, choose_pipeline,
+                            config_and_pipelines, known_experts)
+from .predictions import Prediction, PredictionFolder, locked
 
 
-class MILEInferencer(BaseInferencer):
+class MILEInferencer:
     """Predicts images with the experts of a library.
 
     The library says how the model is built and how images are loaded; no
@@ -49,17 +47,17 @@ class MILEInferencer(BaseInferencer):
             to None: the gate chooses.
         experts (Sequence[str], optional): Experts among which the gate may
             choose. Defaults to None: all.
-        ood_policy (str, optional): What becomes of an image that the gate
-            flags, see :class:`RoutedSegmentor`. Defaults to None: as the
+        ood_policy (str, optional): Prediction of an image that the gate
+            flags, see :class:`ExpertSegmentor`. Defaults to None: as the
             library's config says.
-        fusion (str, optional): How the experts of a mixture are fused, see
-            :class:`RoutedSegmentor`. Defaults to None: as the config says.
+        fusion (str, optional): Fusion of the experts of a mixture, see
+            :class:`ExpertSegmentor`. Defaults to None: as the config says.
         vocabulary (Sequence[str], optional): Classes to label all images in,
             of an :class:`OpenVocabularyExpertSegmentor`. Defaults to None:
             those of the experts.
-        task (str, optional): The expert whose way of loading images is
-            right, where they differ, such as for colour and thermal.
-            Defaults to None: that of ``expert``, else the common one.
+        task (str, optional): The expert whose pipeline loads the images,
+            where they differ, such as for colour and thermal. Defaults to
+            None: that of ``expert``, else the common one.
         config (str | Path | Config, optional): Config of the model. Needed
             only where the library has none; it may run code. Defaults to
             None.
@@ -70,9 +68,9 @@ class MILEInferencer(BaseInferencer):
         show_progress (bool): Whether calls draw a bar. Defaults to True.
 
     Raises:
-        ValueError: If there is no library, an expert is unknown, experts
-            load images in different ways and none is named, a setting has no
-            effect, or the config does not fit.
+        ValueError: If there is no library, an expert is unknown, pipelines
+            of experts differ and none is named, a setting has no effect, or
+            the config does not fit.
 
     Example:
         >>> inferencer = MILEInferencer('work_dirs/demo')
@@ -92,6 +90,10 @@ class MILEInferencer(BaseInferencer):
                  cfg_options: Optional[Dict[str, Any]] = None,
                  device: Optional[str] = None,
                  show_progress: bool = True) -> None:
+        init_default_scope('mmseg')
+        if not MMLogger.check_instance_created('mmengine'):
+            # not a line for each weight that a head starts from
+            MMLogger.get_instance('mmengine', log_level='WARNING')
         self._store = open_library(library)
         names = known_experts(
             self._store.names if experts is None else experts,
@@ -99,19 +101,56 @@ class MILEInferencer(BaseInferencer):
         if expert is not None:
             known_experts([expert], names)
         self.expert = expert
-        self._experts = self._store.open(names)
-        cfg, ways = config_and_ways(self._experts, expert, config)
-        self._steps = choose_way(ways, task, expert)
-        change_config(cfg, cfg_options or {}, expert, ood_policy, fusion,
-                      vocabulary)
-        init_default_scope('mmseg')
-        if not MMLogger.check_instance_created('mmengine'):
-            # not a line for each weight that a head starts from
-            MMLogger.get_instance('mmengine', log_level='WARNING')
-        super().__init__(
-            cfg, device=device, scope='mmseg', show_progress=show_progress)
-        labels = self.model.heads.labels
-        self.colours = choose_class_colours(labels(name) for name in names)
+        self.show_progress = show_progress
+        opened = self._store.open(names)
+        self.cfg, pipelines = config_and_pipelines(opened, expert, config)
+        self._steps = choose_pipeline(pipelines, task, expert)
+        change_config(
+            self.cfg,
+            cfg_options or {},
+            expert,
+            ood_policy=ood_policy,
+            fusion=fusion,
+            vocabulary=vocabulary and list(vocabulary))
+        self.model = build_model(self.cfg, self._store, opened, device
+                                 or get_device())
+        gate = self.model.gate
+        if expert is None and (self.model.needs_task_label or
+                               (gate is not None and gate.needs_task_label)):
+            raise ValueError(
+                f'the gate of the config, {type(gate).__name__}, has to be '
+                'told the true task of each image: force an expert, or name '
+                "another gate in cfg_options, as model.gate.type="
+                "'PrototypeGate'")
+        first = self._steps[0]
+        # arrays need no file where images are read by mmcv's loader; others,
+        # as of single-channel images, read a path
+        self._takes_arrays = (
+            first['type'] == 'LoadImageFromFile'
+            and first.get('color_type', 'color').startswith('color'))
+        if self._takes_arrays:
+            first = dict(first, type='InferencerLoader')
+        self._pipeline = Compose([first, *self._steps[1:]])
+        #: RGB triple per class name, the same in pictures of all experts.
+        self.colours = choose_class_colours(
+            (e.classes, e.palette) for e in opened)
+
+    @property
+    def expert_names(self) -> List[str]:
+        """list[str]: Experts that are loaded."""
+        return list(self.model.expert_names)
+
+    @property
+    def settings(self) -> Dict[str, Any]:
+        """dict: All that decides on the predictions, as JSON can say it."""
+        index = (self._store.root / INDEX).read_bytes()
+        config = repr((self.cfg.model.to_dict(), self._steps))
+        return dict(
+            library=str(self._store.root.resolve()),
+            library_checksum=hashlib.sha256(index).hexdigest(),
+            experts=self.expert_names,
+            expert=self.expert,
+            config_checksum=hashlib.sha256(config.encode()).hexdigest())
 
     def __call__(self,
                  inputs: Any,
@@ -140,24 +179,28 @@ class MILEInferencer(BaseInferencer):
             opacity (float): Of the overlays' colours. Defaults to 0.55.
 
         Returns:
-            dict: ``predictions``, always a list; ``visualization``, a list
-            of (H, W, 3) RGB overlays, empty without ``return_vis``; and
-            ``broken``, the reason by the name of each image that was skipped.
+            dict: As mmengine's inferencers: ``predictions``, always a list;
+            ``visualization``, a list of (H, W, 3) RGB overlays, empty
+            without ``return_vis``; and ``broken``, the reason by the name of
+            each image that was skipped.
         """
-        broken: Optional[Dict[str, str]] = {} if skip_broken else None
+        broken: Dict[str, str] = {}
         sources = list_sources(inputs, rgb)
-        found: Iterable[Outcome] = self._checked(sources, batch_size, expert,
-                                                 broken)
+        found: Iterable = self._predict(sources, batch_size, expert,
+                                        broken if skip_broken else None)
         if self.show_progress:
-            found = track(
-                found, description='Inference', total=count_images(sources))
-        outcomes = list(found)
-        predictions = [self._prediction(o, expert) for o in outcomes]
-        drawn = self.visualize(
-            sources, predictions, opacity=opacity) if return_vis else []
-        preds = [o.sample
-                 for o in outcomes] if return_datasamples else predictions
-        return dict(self.postprocess(preds, drawn), broken=broken or {})
+            found = _with_bar(found, sources)
+        predictions, samples, drawn = [], [], []
+        for prediction, sample in found:
+            predictions.append(prediction)
+            if return_datasamples:
+                samples.append(sample)
+            if return_vis:
+                drawn.append(self.overlay(prediction, opacity))
+        return dict(
+            predictions=samples if return_datasamples else predictions,
+            visualization=drawn,
+            broken=broken)
 
     def stream(
             self,
@@ -184,9 +227,9 @@ class MILEInferencer(BaseInferencer):
             ValueError: Before anything is predicted, if an input is missing
                 or no image, or an argument out of range.
         """
-        found = self._checked(
+        found = self._predict(
             list_sources(inputs, rgb), batch_size, expert, broken)
-        return (self._prediction(o, expert) for o in found)
+        return (prediction for prediction, _ in found)
 
     def overlay(self,
                 prediction: Prediction,
@@ -197,88 +240,30 @@ class MILEInferencer(BaseInferencer):
         Args:
             prediction (Prediction): Of this inferencer.
             opacity (float): Of the colours. Defaults to 0.55.
-            fixed_legend (bool): Whether all classes of all experts are in
-                the legend, so that frames of a video have one size. Defaults
-                to False.
+            fixed_legend (bool): Whether all classes are in the legend, so
+                that frames of a video have one size. Defaults to False.
         """
-        return draw_overlay(
-            prediction.image(),
-            prediction.labels,
-            prediction.classes,
-            self.colours,
-            prediction.captions(),
-            opacity,
-            legend=list(self.colours) if fixed_legend else None)
+        # those of a vocabulary may be of no expert
+        colours = choose_class_colours([
+            (list(self.colours), list(self.colours.values())),
+            (prediction.classes, prediction.palette)
+        ])
+        captions = [
+            Caption(prediction.title, bold=True),
+            Caption(prediction.note, OOD_COLOUR)
+            if prediction.ood else Caption(prediction.note)
+        ]
+        legend = None
+        if fixed_legend:
+            legend = self.cfg.model.get('vocabulary') or list(self.colours)
+        return draw_overlay(prediction.image(), prediction.labels,
+                            prediction.classes, colours, captions, opacity,
+                            legend)
 
-    def forward(self,
-                inputs: List[Dict[str, Any]],
-                expert: Optional[str] = None) -> List[SegDataSample]:
-        """Predict loaded images; those of one size form a batch.
-
-        Args:
-            inputs (list[dict]): What the pipeline made of each.
-            expert (str, optional): See :meth:`__call__`.
-        """
-        chosen = expert or self.expert
-        with self.model.forced(chosen) if chosen else contextlib.nullcontext():
-            return predict_by_size(self.model, inputs, self.collate_fn)
-
-    def visualize(self,
-                  inputs: list,
-                  preds: List[Prediction],
-                  opacity: float = OPACITY) -> List[np.ndarray]:
-        """An overlay per prediction; ``inputs`` is not looked at."""
-        return [self.overlay(prediction, opacity) for prediction in preds]
-
-    def postprocess(self, preds: list,
-                    visualization: List[np.ndarray]) -> Dict[str, Any]:
-        """Predictions and overlays as mmengine wants them returned."""
-        return dict(predictions=preds, visualization=visualization)
-
-    @property
-    def expert_names(self) -> List[str]:
-        """list[str]: Experts that are loaded."""
-        return list(self.model.expert_names)
-
-    @property
-    def settings(self) -> Dict[str, Any]:
-        """dict: What decides on the predictions, as JSON can say it."""
-        index = (self._store.root / INDEX).read_bytes()
-        how = repr((self.cfg.model.to_dict(), self._steps))
-        return dict(
-            library=str(self._store.root.resolve()),
-            library_checksum=hashlib.sha256(index).hexdigest(),
-            experts=self.expert_names,
-            expert=self.expert,
-            config_checksum=hashlib.sha256(how.encode()).hexdigest())
-
-    # -- building --------------------------------------------------------
-
-    def _init_model(self, cfg: Config, weights: Any,
-                    device: str) -> ExpertSegmentor:
-        model = build_model(cfg, self._store, self._experts, device)
-        if model.gate.needs_task_label and self.expert is None:
-            raise ValueError(
-                f'the gate of the config, {type(model.gate).__name__}, has '
-                'to be told the true task of each image: force an expert, or '
-                "name another gate in cfg_options, as model.gate.type="
-                "'PrototypeGate'")
-        return model
-
-    def _init_pipeline(self, cfg: Config) -> Compose:
-        return Compose(self._steps)
-
-    def _init_collate(self, cfg: Config) -> Callable:
-        return pseudo_collate
-
-    def _init_visualizer(self, cfg: Config) -> None:
-        """Overlays need no global state."""
-
-    # -- predicting ------------------------------------------------------
-
-    def _checked(self, sources: List[Any], batch_size: int,
-                 expert: Optional[str],
-                 broken: Optional[Dict[str, str]]) -> Iterator[Outcome]:
+    def _predict(
+        self, sources: Sequence[Source], batch_size: int,
+        expert: Optional[str], broken: Optional[Dict[str, str]]
+    ) -> Iterator[Tuple[Prediction, SegDataSample]]:
         """Refuse what cannot work before anything is predicted."""
         if batch_size < 1:
             raise ValueError(f'batch_size must be >= 1, got {batch_size}')
@@ -286,18 +271,81 @@ class MILEInferencer(BaseInferencer):
             known_experts([expert], self.expert_names)
         if broken is None:
             check_images(sources)
-        return predict_images(
-            single_images(sources), batch_size,
-            partial(load_image, pipeline=self.pipeline),
-            partial(self.forward, expert=expert), broken)
+        images = chain.from_iterable(source.frames() for source in sources)
+        return self._batches(images, batch_size, expert or self.expert, broken)
 
-    def _prediction(self, outcome: Outcome,
-                    expert: Optional[str]) -> Prediction:
-        return Prediction.of(
-            outcome.source,
-            outcome.sample,
-            forced=(expert or self.expert) is not None,
-            seconds=outcome.seconds)
+    def _batches(
+        self, images: Iterator[ImageSource], batch_size: int,
+        expert: Optional[str], broken: Optional[Dict[str, str]]
+    ) -> Iterator[Tuple[Prediction, SegDataSample]]:
+        """Read and predict ``batch_size`` images at a time."""
+        while True:
+            start = time.perf_counter()
+            batch = list(islice(images, batch_size))
+            if not batch:
+                return
+            read, loaded, failure = [], [], None
+            for source in batch:
+                try:
+                    loaded.append(self._load(source))
+                    read.append(source)
+                except ValueError as error:
+                    if broken is None:
+                        failure = error
+                        break
+                    broken[source.name] = str(error)
+            samples = self._forward(loaded, expert)
+            seconds = (time.perf_counter() - start) / max(1, len(read))
+            for source, sample in zip(read, samples):
+                yield Prediction.from_sample(sample, source, expert
+                                             is not None, seconds), sample
+            if failure is not None:
+                raise failure
+
+    def _load(self, source: ImageSource) -> Dict[str, Any]:
+        """An image through the pipeline.
+
+        Raises:
+            ValueError: If it cannot be read; names the file.
+        """
+        name = str(source.path or source.name)
+        is_colour = source.array is not None and source.array.shape[2:] == (
+            3, )
+        try:
+            if self._takes_arrays and is_colour:
+                data = self._pipeline(dict(img=source.array))
+            else:
+                with source.file() as path:
+                    data = self._pipeline(dict(img_path=str(path)))
+        except Exception as error:
+            raise ValueError(f'{name} cannot be read as an image: '
+                             f'{type(error).__name__}: {error}') from error
+        data['data_samples'].set_metainfo(dict(img_path=name))
+        return data
+
+    def _forward(self, loaded: List[Dict[str, Any]],
+                 expert: Optional[str]) -> List[SegDataSample]:
+        """Predict loaded images, those of one size as a batch."""
+        sizes: Dict[torch.Size, List[int]] = {}
+        for index, data in enumerate(loaded):
+            sizes.setdefault(data['inputs'].shape, []).append(index)
+        samples: Dict[int, SegDataSample] = {}
+        forced = self.model.forced(expert) if expert else (
+            contextlib.nullcontext())
+        with torch.no_grad(), forced:
+            for indices in sizes.values():
+                batch = pseudo_collate([loaded[i] for i in indices])
+                samples.update(zip(indices, self.model.test_step(batch)))
+        return [samples[index] for index in range(len(loaded))]
+
+
+def _with_bar(found: Iterable, sources: Sequence[Source]) -> Iterable:
+    """A progress bar over the images, of open length where a video is."""
+    counts = [source.num_frames for source in sources]
+    return track(
+        found,
+        description='Inference',
+        total=sum(counts) if all(counts) else None)
 
 
 BASE, NOTHING = 'base, without an expert', 'no prediction'
@@ -305,7 +353,7 @@ BASE, NOTHING = 'base, without an expert', 'no prediction'
 
 @dataclass
 class InferenceReport:
-    """What a folder holds, and what it took.
+    """Contents of a folder of predictions, and their cost.
 
     Args:
         images (Counter): Predicted images, and frames, per expert, ``BASE``
@@ -351,62 +399,47 @@ def infer_images(inferencer: MILEInferencer,
             predicted or deleted, the folder is another run's, or another
             process writes it.
     """
-    sources = [s for s in list_sources(inputs) if not _lies_in(s, Path(out))]
+    root = Path(out)
+    sources = [
+        source for source in list_sources(inputs) if source.path is None
+        or root.resolve() not in source.path.resolve().parents
+    ]
     if not sources:
-        raise ValueError(f'all images lie in {out}, where the predictions '
+        raise ValueError(f'all images lie in {root}, where the predictions '
                          'go: name another folder')
     if not skip_broken:
         check_images(sources)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with locked(Path(out), wait=False):
-        folder = PredictionFolder(out, inferencer.settings, overwrite)
-        return _infer(inferencer, sources, folder, batch_size, skip_broken)
-
-
-def _infer(inferencer: MILEInferencer, sources: List[Any],
-           folder: PredictionFolder, batch_size: int,
-           skip_broken: bool) -> InferenceReport:
-    pending = folder.pending(sources)
     report = InferenceReport()
-    broken = report.broken if skip_broken else None
-    found = _predicted(inferencer, folder, pending, batch_size, broken)
-    if inferencer.show_progress and pending:
-        found = track(
-            found, description='Inference', total=count_images(pending))
-    for prediction in found:
-        report.predicted += 1
-        report.seconds += prediction.seconds
-    for line in chain.from_iterable(
-            folder.lines.get(name, []) for name in {s.name
-                                                    for s in sources}):
-        report.images[_speaker(line)] += 1
-        report.ood[_speaker(line)] += line['ood']
+    with locked(root):
+        folder = PredictionFolder(root, inferencer.settings, overwrite)
+        pending = folder.pending(sources)
+        found = _infer_into(folder, inferencer, pending, batch_size,
+                            report.broken if skip_broken else None)
+        if inferencer.show_progress and pending:
+            found = _with_bar(found, pending)
+        for prediction in found:
+            report.predicted += 1
+            report.seconds += prediction.seconds
+    for name in {source.name for source in sources}:
+        for line in folder.lines.get(name, []):
+            key = NOTHING if line['abstained'] else line['expert'] or BASE
+            report.images[key] += 1
+            report.ood[key] += line['ood']
     return report
 
 
-def _predicted(inferencer: MILEInferencer, folder: PredictionFolder,
-               sources: List[Any], batch_size: int,
-               broken: Optional[Dict[str, str]]) -> Iterable[Prediction]:
-    """Predictions, each when its files are written."""
-    images = [s for s in sources if not isinstance(s, VideoFile)]
+def _infer_into(folder: PredictionFolder, inferencer: MILEInferencer,
+                sources: Sequence[Source], batch_size: int,
+                broken: Optional[Dict[str, str]]) -> Iterable[Prediction]:
+    """Predictions, each when its files are written; videos come last."""
+    images = [s for s in sources if isinstance(s, ImageSource)]
     if images:
         for prediction in inferencer.stream(images, batch_size, broken=broken):
             folder.keep(prediction, inferencer.overlay(prediction))
             yield prediction
     for video in (s for s in sources if isinstance(s, VideoFile)):
         with folder.video(video) as keep:
-            for prediction in inferencer.stream([video], batch_size):
+            for prediction in inferencer.stream(video, batch_size):
                 keep(prediction,
                      inferencer.overlay(prediction, fixed_legend=True))
                 yield prediction
-
-
-def _lies_in(source: Any, folder: Path) -> bool:
-    path = getattr(source, 'path', None)
-    return path is not None and folder.resolve() in path.resolve().parents
-
-
-def _speaker(line: Line) -> str:
-    if line['abstained']:
-        return NOTHING
-    return line['expert'] or BASE

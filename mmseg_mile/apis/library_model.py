@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of a library, and how it wants images to be loaded."""
+"""The model of a library, and the pipelines that load its images."""
 from __future__ import annotations
 
-import ast
 import copy
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mmengine.config import Config
 
 from mmseg.registry import MODELS
-from mmseg_mile.library.edits import TRAINED_AS, AnyPath
-from mmseg_mile.library.expert_store import ExpertStore, StoredExpert
-from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
-from mmseg_mile.methods.semla.open_vocabulary import \
-    OpenVocabularyExpertSegmentor
+from mmseg_mile.library.edits import AnyPath
+from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.stored_config import load_config
+from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
+from mmseg_mile.structures import Expert, Task
 from .expert_import import prediction_pipeline
+
+#: Steps from an image file to the model, by expert.
+Pipelines = Dict[str, List[Any]]
 
 
 def set_pretrained(cfg: Config, path: str) -> None:
@@ -51,166 +52,63 @@ def set_pretrained(cfg: Config, path: str) -> None:
 
 # What would load or download weights that the library replaces.
 _WEIGHT_SOURCES = ('init_cfg', 'pretrained')
-# Packages whose registered classes are named as `package.Class`.
-_SCOPES = ('mmseg', 'mmdet', 'mmpretrain', 'mmcls')
 
 
-def read_config(text: str) -> Config:
-    """A resolved config from its text.
-
-    A library may come from anyone, and a config file is a program: mmengine
-    runs it, and builds whatever Python object a ``type`` with dots names.
-    Here only values are read, and a ``type`` must be a registered name.
-
-    Args:
-        text (str): As mmengine's ``Config.pretty_text`` writes it.
-
-    Raises:
-        ValueError: If it holds anything but values, or a ``type`` that is no
-            registered name.
-    """
-    try:
-        values = dict(map(_assignment, ast.parse(text).body))
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ValueError(
-            f'the config of the library is not one of plain values ({error})'
-            ': name a config file that you trust as config') from error
-    check_types(values)
-    return Config(values)
-
-
-def library_config(experts: Sequence[StoredExpert]) -> Config:
+def library_config(experts: Sequence[Expert]) -> Config:
     """The config of the first expert that has one.
 
     Args:
-        experts (Sequence[StoredExpert]): Merged and imported ones have none.
+        experts (Sequence[Expert]): Merged and imported ones have none.
 
     Raises:
         ValueError: If none has one.
     """
     for expert in experts:
-        if 'config' in expert.provenance:
-            return read_config(str(expert.provenance['config']))
+        if has_config(expert):
+            return _config_of(expert)
     raise ValueError(
         f'none of the experts {[e.name for e in experts]} says which model '
         'it belongs to, they were merged or imported: name the config that '
         'the library was trained with as config')
 
 
-def model_to_load(cfg: Config) -> Dict[str, Any]:
-    """A copy of ``cfg.model`` that asks for no weights of its own."""
-    return _without_weights(copy.deepcopy(cfg.model))
-
-
-def loading_ways(experts: Sequence[StoredExpert]) -> Dict[str, List[Any]]:
-    """The steps from a file to the model, of each expert that tells.
+def read_pipelines(experts: Sequence[Expert]) -> Pipelines:
+    """The pipeline of each expert that has a config.
 
     Args:
-        experts (Sequence[StoredExpert]): Each may come from a run of its
-            own.
+        experts (Sequence[Expert]): Each may come from a run of its
+            own; merged and imported ones have no config.
     """
-    ways = {}
-    for expert in experts:
-        if 'config' in expert.provenance:
-            cfg = read_config(str(expert.provenance['config']))
-            trained_as = expert.provenance.get(TRAINED_AS, expert.name)
-            ways[expert.name] = prediction_pipeline(cfg, trained_as)
-    return ways
+    return {
+        expert.name:
+        prediction_pipeline(
+            _config_of(expert), expert.provenance.get('task', expert.name))
+        for expert in experts if has_config(expert)
+    }
 
 
-def import_custom_modules(cfg: Config) -> None:
-    """Import what a config says registers its components.
-
-    Raises:
-        ValueError: If a module is not installed here.
-    """
-    custom = cfg.get('custom_imports') or {}
-    for name in custom.get('imports', []):
-        try:
-            import_module(name)
-        except ImportError as error:
-            if custom.get('allow_failed_imports'):
-                continue
-            raise ValueError(
-                f'the library was made with the module {name!r}, which '
-                f'cannot be imported here ({error}): install it, or put its '
-                'folder on PYTHONPATH') from error
+def has_config(expert: Expert) -> bool:
+    """True if an expert keeps the config that it was trained with."""
+    return 'config' in expert.provenance
 
 
-class _DictCalls(ast.NodeTransformer):
-    """``dict(a=1)`` becomes ``{'a': 1}``."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        named = all(keyword.arg is not None for keyword in node.keywords)
-        if (isinstance(node.func, ast.Name) and node.func.id == 'dict'
-                and not node.args and named):
-            return ast.Dict(
-                keys=[ast.Constant(k.arg) for k in node.keywords],
-                values=[k.value for k in node.keywords])
-        return node
+def _config_of(expert: Expert) -> Config:
+    return load_config(expert.provenance['config'],
+                       f'the record of expert {expert.name!r}')
 
 
-def _assignment(statement: ast.stmt) -> Any:
-    """Name and value of ``name = value``."""
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target = statement.targets[0]
-        if isinstance(target, ast.Name):
-            return target.id, ast.literal_eval(_DictCalls().visit(
-                statement.value))
-    raise ValueError(f'line {statement.lineno} assigns no value to a name')
-
-
-def check_types(value: Any) -> None:
-    """Refuse a config of a library that could name any code.
-
-    Args:
-        value (Any): The config, or a part of it.
-
-    Raises:
-        ValueError: If a ``type`` is no name of a registered class.
-    """
-    if isinstance(value, dict):
-        name = value.get('type')
-        scope, dot, rest = str(name).partition('.')
-        if '_scope_' in value or (dot and
-                                  (scope not in _SCOPES or '.' in rest)):
-            raise ValueError(
-                f'the config of the library names {name!r} as a type, which '
-                'is no registered class but could be any code: if you trust '
-                'it, name its config file as config')
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            check_types(item)
-
-
-def _without_weights(value: Any) -> Any:
-    if isinstance(value, dict):
-        for key in _WEIGHT_SOURCES:
-            value.pop(key, None)
-        for item in value.values():
-            _without_weights(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _without_weights(item)
-    return value
-
-
-Ways = Dict[str, List[Any]]
-
-
-def config_and_ways(
-        experts: Sequence[StoredExpert],
+def config_and_pipelines(
+        experts: Sequence[Expert],
         expert: Optional[str] = None,
-        config: Union[AnyPath, Config, None] = None) -> Tuple[Config, Ways]:
-    """The config of a library, and the loading steps by expert.
+        config: Union[AnyPath, Config,
+                      None] = None) -> Tuple[Config, Pipelines]:
+    """The config of a library, and the pipelines of its experts.
 
     Args:
-        experts (Sequence[StoredExpert]): Of the library.
+        experts (Sequence[Expert]): Of the library.
         expert (str, optional): The one whose config is looked at first.
         config (str | Path | Config, optional): Trusted, and taken instead of
-            what the library carries; the steps are those of its tasks.
+            what the library carries; the pipelines are those of its tasks.
 
     Raises:
         ValueError: If the library has no config that may be read.
@@ -220,61 +118,52 @@ def config_and_ways(
             config, Config) else Config.fromfile(config)
         names = [task['name'] for task in cfg.train_cfg.tasks]
         return cfg, {name: prediction_pipeline(cfg, name) for name in names}
-    first = sorted(experts, key=lambda e: e.name != expert)
-    cfg = library_config(first)
-    for each in experts:
-        check_types(each.head_config)
-    import_custom_modules(cfg)
-    return cfg, loading_ways(experts)
+    cfg = library_config(sorted(experts, key=lambda e: e.name != expert))
+    return cfg, read_pipelines(experts)
 
 
-def choose_way(ways: Mapping[str, List[Any]],
-               task: Optional[str] = None,
-               expert: Optional[str] = None) -> List[Any]:
-    """The steps from a file to what the model is given.
+def choose_pipeline(pipelines: Mapping[str, List[Any]],
+                    task: Optional[str] = None,
+                    expert: Optional[str] = None) -> List[Any]:
+    """The steps from a file to the input of the model.
 
     Args:
-        ways (Mapping[str, list]): Of :func:`config_and_ways`.
-        task (str, optional): Whose steps are asked for.
-        expert (str, optional): Whose steps are taken where none are asked
-            for and it has some. Defaults to None: the ones that all share.
+        pipelines (Mapping[str, list]): Of :func:`config_and_pipelines`.
+        task (str, optional): Whose pipeline is asked for.
+        expert (str, optional): Whose pipeline is taken where none is asked
+            for and it has one. Defaults to None: the one that all share.
 
     Raises:
         ValueError: If there is no such task, or they differ and none is
             named.
     """
-    if task is not None and task not in ways:
-        raise ValueError(f'task must be one of {list(ways)}, got {task!r}: '
-                         'the one whose way of loading images is right')
-    if task is None and expert in ways:
+    if task is not None and task not in pipelines:
+        raise ValueError(f'task must be one of {list(pipelines)}, got '
+                         f'{task!r}: the one whose pipeline loads the images')
+    if task is None and expert in pipelines:
         task = expert
     if task is not None:
-        return ways[task]
-    found = list(ways.values())
-    if any(other != found[0] for other in found):
+        return pipelines[task]
+    first, *others = pipelines.values()
+    if any(other != first for other in others):
         raise ValueError(
-            f'{list(ways)} do not load their images in one way, such as '
-            'colour and thermal: name the one whose way is right for these '
-            'images as task, or force an expert')
-    return found[0]
+            f'the pipelines of {list(pipelines)} differ, such as those of '
+            'colour and thermal: name the one that is right for these images '
+            'as task, or force an expert')
+    return first
 
 
 def change_config(cfg: Config,
                   options: Mapping[str, Any],
-                  expert: Optional[str],
-                  ood_policy: Optional[str],
-                  fusion: Optional[str],
-                  vocabulary: Optional[Sequence[str]] = None) -> None:
+                  expert: Optional[str] = None,
+                  **model: Any) -> None:
     """Set what a user wants to be other than in training.
 
     Args:
         cfg (Config): Changed in place.
         options (Mapping[str, Any]): Fields of the model, as ``model.x.y``.
         expert (str, optional): Predicts every image, where it is named.
-        ood_policy (str, optional): Policy for images that the gate flags.
-        fusion (str, optional): How experts of a mixture are fused.
-        vocabulary (Sequence[str], optional): Classes to label images in.
-            Defaults to None: those of the experts.
+        **model: Fields of the model; None leaves one as it is.
 
     Raises:
         ValueError: If one of them would have no effect.
@@ -284,26 +173,18 @@ def change_config(cfg: Config,
         raise ValueError(f'cfg_options change fields of the model, as '
                          f"model.gate.top_k; {idle[0]!r} has no effect on "
                          'predictions')
-    for name, value in (('ood_policy', ood_policy), ('fusion', fusion)):
-        if value is not None and expert is not None:
+    given = {k: v for k, v in model.items() if v is not None}
+    for name in ('ood_policy', 'fusion'):
+        if name in given and expert is not None:
             raise ValueError(f'{name} has no effect where expert {expert!r} '
                              'predicts every image: give one of the two')
-        if value is not None:
-            options = {**options, f'model.{name}': value}
-    if vocabulary is not None:
-        options = {**options, 'model.vocabulary': list(vocabulary)}
-    if 'model.vocabulary' in options and not _has_texts(cfg):
-        raise ValueError(
-            f"vocabulary {options['model.vocabulary']} has no effect: experts "
-            f'of a {cfg.model.type} speak in the classes they learned; those '
-            'of an OpenVocabularyExpertSegmentor speak in any')
-    cfg.merge_from_dict(dict(options))
-
-
-def _has_texts(cfg: Config) -> bool:
-    """Whether the config's model takes any classes that are named to it."""
-    kind = MODELS.get(cfg.model.type)
-    return kind is not None and issubclass(kind, OpenVocabularyExpertSegmentor)
+    cfg.merge_from_dict({
+        **options,
+        **{
+            f'model.{name}': value
+            for name, value in given.items()
+        }
+    })
 
 
 def known_experts(wanted: Sequence[str], names: Sequence[str]) -> List[str]:
@@ -322,36 +203,55 @@ def known_experts(wanted: Sequence[str], names: Sequence[str]) -> List[str]:
     return list(dict.fromkeys(wanted))
 
 
-def build_model(cfg: Config, store: ExpertStore,
-                experts: Sequence[StoredExpert],
-                device: str) -> ExpertSegmentor:
+def build_model(cfg: Config, store: ExpertStore, experts: Sequence[Expert],
+                device: str) -> ContinualSegmentor:
     """The model, ready to predict, with the library's base and experts.
 
     Args:
-        cfg (Config): Says how it is built; weights that it names are not
-            fetched.
+        cfg (Config): Of the model; weights that it names are not fetched.
         store (ExpertStore): The library.
-        experts (Sequence[StoredExpert]): Those to load.
+        experts (Sequence[Expert]): Those to load.
         device (str): Where to.
 
     Raises:
         ValueError: If the config's model has no experts, does not fit the
             library, or the device is not there.
     """
+    kind = cfg.model.get('type')
     try:
-        model = MODELS.build(model_to_load(cfg))
+        model = MODELS.build(_without_weights(copy.deepcopy(cfg.model)))
     except (TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f'the model of the config cannot be built: {error}. '
                          'Check cfg_options, or the versions of the packages '
                          'beside those that the library tells') from error
-    if not isinstance(model, ExpertSegmentor):
-        raise ValueError('the config must be of a method with experts, its '
-                         f'model.type is {cfg.model.type!r}')
-    model.backbone.load_base(*store.load_base())
+    lacks_experts = ValueError('the config must be of a method with experts, '
+                               f'its model.type is {kind!r}')
+    if not isinstance(model, ContinualSegmentor):
+        raise lacks_experts
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f'device {device!r} cannot be used here: {error}') from error
-    model.import_experts(experts)
+    tasks = [Task(e.name, e.classes, e.palette, {}, {}) for e in experts]
+    try:
+        model.load_tasks(tasks, store.root)
+    except ValueError as error:
+        raise ValueError(f'library {store.root} does not fit the config, '
+                         f'whose model.type is {kind!r}: {error}') from error
+    if not model.expert_names:
+        raise lacks_experts
     return model.eval()
+
+
+def _without_weights(value: Any) -> Any:
+    """A config that loads and downloads nothing; changed in place."""
+    if isinstance(value, dict):
+        for key in _WEIGHT_SOURCES:
+            value.pop(key, None)
+        for item in value.values():
+            _without_weights(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _without_weights(item)
+    return value

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import logging
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple
@@ -18,124 +17,21 @@ from torch import Tensor, nn
 
 from mmseg.models import EncoderDecoder
 from mmseg.models.backbones.swin import ShiftWindowMSA
-from .export_check import SIZE, Difference, Output, drawn_images, stock_output
-
-Run = Callable[[Tensor], Output]
-#: Of a backbone's coarsest stage, in pixels.
-_STRIDE = 32
-# Neither has a common factor with the strides and windows of backbones.
-_ODD_SIZE = (141, 187)
-
-
-class OnnxRun:
-    """A graph of :func:`write_onnx` in ONNX Runtime, on the CPU.
-
-    Args:
-        path (Path): The graph.
-    """
-
-    def __init__(self, path: Path) -> None:
-        import onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4
-        self._session: Any = onnxruntime.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider'])
-
-    def __call__(self, images: Tensor) -> Output:
-        """Predict (B, K, H, W) images as a loader gives them, BGR."""
-        if images.shape[1] == 3:
-            images = images[:, [2, 1, 0]]
-        logits, labels = self._session.run(['logits', 'labels'],
-                                           dict(image=images.float().numpy()))
-        return Output(torch.from_numpy(logits), torch.from_numpy(labels))
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Which images a graph takes.
-
-    Args:
-        only (tuple[int, int], optional): The one H, W.
-        multiple (int): Of which height and width must be.
-    """
-    only: Optional[Tuple[int, int]] = None
-    multiple: int = 1
-
-    def __str__(self) -> str:
-        if self.only:
-            return '{} x {} pixels'.format(*self.only)
-        if self.multiple > 1:
-            return f'height and width multiples of {self.multiple}'
-        return 'any size'
-
-    def cut(self, images: Tensor) -> Tensor:
-        """The upper left part of (B, K, H, W) images that a graph takes.
-
-        Raises:
-            ValueError: If they are too small.
-        """
-        height, width = self.only or (side // self.multiple * self.multiple
-                                      for side in images.shape[2:])
-        part = images[:, :, :height, :width]
-        if not part.numel() or part.shape[2:] != (height, width):
-            raise ValueError(
-                'the image is {} x {} pixels where the model is given it, '
-                'too small for a graph of {}: name a larger one'.format(
-                    *images.shape[2:], self))
-        return part
-
-
-def supported_sizes(run: Run, model: EncoderDecoder,
-                    only: Optional[Tuple[int,
-                                         int]], tolerance: float) -> Sizes:
-    """Sizes for which a graph gives the output of its model.
-
-    A graph may be wrong, without an error, for sizes other than the one it
-    was written at, where the model decides by the size what to do.
-
-    Args:
-        run (Callable): Runs the graph, see :class:`OnnxRun`.
-        model (EncoderDecoder): What it was made of.
-        only (tuple[int, int], optional): H, W that it was written for.
-        tolerance (float): See :class:`Difference`.
-
-    Raises:
-        ValueError: If it is wrong for another number of images, or another
-            size of multiples of 32.
-    """
-
-    def differs(count: int, size: Tuple[int, int]) -> Optional[Difference]:
-        images = drawn_images(model, count, size)
-        found = _difference(run, model, images)
-        return None if found.within(tolerance) else found
-
-    wrong = differs(1, only or SIZE)
-    if wrong:
-        raise ValueError(f'the ONNX graph is wrong for a single image: {wrong}'
-                         '. This model cannot be exported')
-    if only:
-        return Sizes(only)
-    wrong = differs(1, (SIZE[0] + _STRIDE, SIZE[1] - _STRIDE))
-    if wrong:
-        raise ValueError(f'the ONNX graph is right at one size alone: {wrong}'
-                         '. Write it for the size that you need: --size H W')
-    return Sizes(multiple=_STRIDE if differs(1, _ODD_SIZE) else 1)
-
-
-def _difference(run: Run, model: EncoderDecoder, images: Tensor) -> Difference:
-    mine = stock_output(model, images)
-    words = '{} drawn image(s) ({} x {} pixels)'.format(
-        len(images), *images.shape[2:])
-    try:
-        return Difference.of(mine, run(images), words)
-    except Exception:  # of ONNX Runtime; a wrong shape inside the graph
-        return Difference(float('inf'), 1.0, 1.0, words)
-
 
 # Shape legend: B images, C classes, K channels, H x W, N windows of all
 # images, w side of a window
 
+Size = Tuple[int, int]
+#: (B, K, H, W) images, as a loader gives them, to (B, C, H, W) logits and
+#: (B, H, W) int64 labels.
+Run = Callable[[Tensor], Tuple[Tensor, Tensor]]
+
+#: H, W of drawn images: each stage of a backbone sees more than one pixel.
+SIZE = (128, 160)
+#: Of a backbone's coarsest stage, in pixels.
+_STRIDE = 32
+# Neither has a common factor with the strides and windows of backbones.
+_ODD_SIZE = (141, 187)
 _PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 _NOISY = ('torch.onnx', 'onnxscript', 'onnx_ir')
 
@@ -150,6 +46,59 @@ def check_onnx() -> None:
     if missing:
         raise ValueError(f'ONNX needs {", ".join(missing)}: pip install '
                          f'{" ".join(missing)}')
+
+
+def write_onnx(model: EncoderDecoder, path: Path, example: Tensor,
+               fixed: bool) -> None:
+    """Write the graph of an :class:`OnnxSegmentor`.
+
+    Input ``image``, outputs ``logits`` and ``labels``; any number of images.
+
+    Args:
+        model (EncoderDecoder): Plain mmseg.
+        path (Path): The file.
+        example (Tensor): (B, K, H, W), more than one image.
+        fixed (bool): Whether the graph takes images of this H, W alone. Open
+            sizes are not for every model, see :func:`supported_sizes`.
+
+    Raises:
+        ValueError: If the model has no such graph.
+    """
+    axes: Dict[int, Any] = {0: 'batch'}
+    if not fixed:
+        axes.update({2: 'height', 3: 'width'})
+    graph = OnnxSegmentor(model)
+    try:
+        with _quiet(), torch.no_grad():
+            torch.onnx.export(
+                graph, (example, ),
+                str(path),
+                input_names=['image'],
+                output_names=['logits', 'labels'],
+                dynamic_shapes=dict(image=axes),
+                dynamo=True,
+                external_data=False,
+                verbose=False)
+    except Exception as error:
+        remedy = '' if fixed else ('. It may have one of a single size: give '
+                                   '--size H W')
+        raise ValueError(f'torch finds no ONNX graph of this model: {error}'
+                         f'{remedy}') from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Spare the user what the exporter says of its own progress."""
+    before = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 class OnnxSegmentor(nn.Module):
@@ -266,46 +215,6 @@ def _join_windows(side: int, windows: Tensor, height: int,
     return grid.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
 
 
-def write_onnx(model: EncoderDecoder,
-               path: Path,
-               size: Optional[Tuple[int, int]] = None) -> None:
-    """Write the graph of an :class:`OnnxSegmentor`.
-
-    Input ``image``, outputs ``logits`` and ``labels``; any number of images.
-
-    Args:
-        model (EncoderDecoder): Plain mmseg.
-        path (Path): The file.
-        size (tuple[int, int], optional): H, W of the only images that it
-            takes. Defaults to None: sizes are left open, which not every
-            model can, see :func:`supported_sizes`.
-
-    Raises:
-        ValueError: If the model has no such graph.
-    """
-    axes: Dict[int, Any] = {0: 'batch'}
-    if size is None:
-        axes.update({2: 'height', 3: 'width'})
-    graph = OnnxSegmentor(model)
-    example = drawn_images(model, 2, size or SIZE)
-    try:
-        with _quiet(), torch.no_grad():
-            torch.onnx.export(
-                graph, (example, ),
-                str(path),
-                input_names=['image'],
-                output_names=['logits', 'labels'],
-                dynamic_shapes=dict(image=axes),
-                dynamo=True,
-                external_data=False,
-                verbose=False)
-    except Exception as error:
-        remedy = '' if size else ('. It may have one of a single size: give '
-                                  '--size H W')
-        raise ValueError(f'torch finds no ONNX graph of this model: {error}'
-                         f'{remedy}') from error
-
-
 def add_metadata(path: Path, facts: Mapping[str, Any]) -> None:
     """Write facts into the graph's metadata, all but text as JSON.
 
@@ -331,16 +240,55 @@ def add_metadata(path: Path, facts: Mapping[str, Any]) -> None:
     onnx.save(model, str(path))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Spare the user what the exporter says of its own progress."""
-    before = {name: logging.getLogger(name).level for name in _NOISY}
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+def open_onnx(path: Path) -> Run:
+    """A graph of :func:`write_onnx` in ONNX Runtime, on the CPU."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    session: Any = onnxruntime.InferenceSession(
+        str(path), options, providers=['CPUExecutionProvider'])
+
+    def run(images: Tensor) -> Tuple[Tensor, Tensor]:
+        if images.shape[1] == 3:
+            images = images[:, [2, 1, 0]]
+        logits, labels = session.run(['logits', 'labels'],
+                                     dict(image=images.float().numpy()))
+        return torch.from_numpy(logits), torch.from_numpy(labels)
+
+    return run
+
+
+def supported_sizes(wrong_at: Callable[[Size], str],
+                    only: Optional[Size] = None) -> str:
+    """Sizes of images for which a graph gives the output of its model.
+
+    A graph may be wrong, without an error, for sizes other than the one it
+    was written at, where the model decides by the size what to do.
+
+    Args:
+        wrong_at (Callable): Compares graph and model on a single image of an
+            H, W, and says what is wrong, '' for nothing.
+        only (tuple[int, int], optional): H, W that the graph was written
+            for. Defaults to None: sizes were left open.
+
+    Returns:
+        str: In words.
+
+    Raises:
+        ValueError: If it is wrong for another number of images, or another
+            size of multiples of 32.
+    """
+    wrong = wrong_at(only or SIZE)
+    if wrong:
+        raise ValueError(f'the ONNX graph is wrong for a single image: {wrong}'
+                         '. This model cannot be exported')
+    if only:
+        return '{} x {} pixels'.format(*only)
+    wrong = wrong_at((SIZE[0] + _STRIDE, SIZE[1] - _STRIDE))
+    if wrong:
+        raise ValueError(f'the ONNX graph is right at one size alone: {wrong}'
+                         '. Write it for the size that you need: --size H W')
+    if wrong_at(_ODD_SIZE):
+        return f'height and width multiples of {_STRIDE}'
+    return 'any size'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is predicted for one image, and why."""
+"""Predictions of images, and the folder that keeps them."""
 from __future__ import annotations
 
 import contextlib
@@ -10,23 +10,21 @@ import shutil
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, Optional,
-                    Sequence, Tuple, Union)
+from typing import (Any, Callable, Dict, Iterator, List, Optional, Sequence,
+                    Tuple)
 
 import cv2
 import numpy as np
+from filelock import FileLock, Timeout
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.files import read_json, write_json, write_text
+from mmseg_mile.files import read_json, write_json
 from mmseg_mile.library.edits import AnyPath
-from mmseg_mile.visualization.display_image import read_image_for_display
-from mmseg_mile.visualization.gallery import UNFAMILIAR, Caption
-from mmseg_mile.visualization.overlay import class_shares
-from mmseg_mile.visualization.sample_panel import as_evaluated, cropped_columns
-from .images import ImageSource, VideoFile, VideoWriter
+from mmseg_mile.visualization.overlay import read_image_for_display
+from .images import ImageSource, Source, VideoFile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The label map of one image, and where it comes from.
 
@@ -36,23 +34,22 @@ class Prediction:
             uint16 of more than 255 classes; the size of the image on disk,
             unless the pipeline crops. 255 throughout where the model
             abstained.
-        classes (tuple[str]): What the labels mean; experts may differ.
+        classes (tuple[str]): Names of the labels; experts may differ.
         palette (tuple): One RGB triple per class.
         expert (str, optional): The heaviest expert; None if there was none.
         mixture (dict[str, float]): Weights of the experts, those above 0.
         distances (dict[str, float]): Of the image to each expert; NaN where
             the gate measures none.
-        ood (bool): Whether the gate found the image unlike all that
-            any expert was trained on.
+        ood (bool): Whether the gate found the image out-of-distribution.
+        ood_score (float, optional): Above 1 where it is; None where the gate
+            does not measure it.
         abstained (bool): Whether it was left without a prediction.
-        ood_score (float, optional): What the flag is made of: 1 at the
-            limit, larger for stranger images. None where the gate does not
-            measure it.
         forced (bool): Whether the expert was asked for.
         seconds (float): That reading and predicting took, its share of the
             batch.
         source (ImageSource): The image.
-        columns (tuple[int, int], optional): Columns that the pipeline kept.
+        columns (tuple[int, int], optional): First column that the pipeline
+            kept, and first that it did not. Defaults to None: all are kept.
     """
     name: str
     labels: np.ndarray = field(repr=False)
@@ -62,23 +59,17 @@ class Prediction:
     mixture: Dict[str, float]
     distances: Dict[str, float]
     ood: bool
-    abstained: bool
     ood_score: Optional[float]
+    abstained: bool
     forced: bool
     seconds: float
     source: ImageSource = field(repr=False)
     columns: Optional[Sequence[int]] = field(repr=False, default=None)
 
     @classmethod
-    def of(cls, source: ImageSource, sample: SegDataSample,
-           **how: Any) -> 'Prediction':
-        """What an ``ExpertSegmentor`` wrote into a data sample.
-
-        Args:
-            source (ImageSource): The image.
-            sample (SegDataSample): As the model returned it.
-            **how: ``forced`` and ``seconds``.
-        """
+    def from_sample(cls, sample: SegDataSample, source: ImageSource,
+                    forced: bool, seconds: float) -> 'Prediction':
+        """The prediction in a data sample of a ``ContinualSegmentor``."""
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         wide = len(sample.classes) > 255
         return cls(
@@ -87,14 +78,15 @@ class Prediction:
             classes=sample.classes,
             palette=sample.palette,
             expert=sample.expert,
-            mixture=dict(sample.mixture),
-            distances=dict(sample.distances),
-            ood=sample.ood,
-            abstained=sample.abstained,
-            ood_score=sample.ood_score,
+            mixture=sample.get('mixture', {}),
+            distances=sample.get('distances', {}),
+            ood=sample.get('ood', False),
+            ood_score=sample.get('ood_score'),
+            abstained=sample.get('abstained', False),
+            forced=forced,
+            seconds=seconds,
             source=source,
-            columns=cropped_columns(sample),
-            **how)
+            columns=sample.get('cropped_columns', {}).get('img'))
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB of what the labels cover, read again.
@@ -103,31 +95,26 @@ class Prediction:
             ValueError: If the file is gone, or cannot be decoded.
         """
         with self.source.file() as path:
-            picture = read_image_for_display(path)
-        return as_evaluated(picture, self.columns, self.labels.shape)
-
-    def shares(self) -> Dict[str, float]:
-        """Share of the pixels per class that occurs, largest first."""
-        return class_shares(self.labels, self.classes)
+            image = read_image_for_display(path)
+        shape = self.labels.shape
+        if self.columns is not None and image.shape[:2] != shape:
+            image = image[:, self.columns[0]:self.columns[1]]
+        if image.shape[:2] != shape:
+            image = cv2.resize(
+                image, shape[::-1], interpolation=cv2.INTER_AREA)
+        return image
 
     def record(self) -> Dict[str, Any]:
         """All but the label map, as JSON can say it: null for NaN."""
+        names = ('name', 'expert', 'mixture', 'distances', 'ood', 'ood_score',
+                 'abstained', 'forced', 'classes', 'palette')
+        record = {name: getattr(self, name) for name in names}
+        record['distances'] = {
+            name: None if math.isnan(distance) else distance
+            for name, distance in self.distances.items()
+        }
         return dict(
-            name=self.name,
-            expert=self.expert,
-            mixture=self.mixture,
-            distances={
-                name: None if math.isnan(distance) else distance
-                for name, distance in self.distances.items()
-            },
-            ood=self.ood,
-            ood_score=self.ood_score,
-            abstained=self.abstained,
-            forced=self.forced,
-            size=list(self.labels.shape),
-            classes=list(self.classes),
-            palette=[list(colour) for colour in self.palette],
-            seconds=round(self.seconds, 4))
+            record, shape=self.labels.shape, seconds=round(self.seconds, 4))
 
     def nearest(self) -> List[Tuple[str, float]]:
         """Experts and distances, the nearest first; [] if none is known."""
@@ -135,8 +122,9 @@ class Prediction:
                  if not math.isnan(d)]
         return sorted(known, key=lambda item: item[1])
 
-    def speaker(self) -> str:
-        """Who predicted, in a few words."""
+    @property
+    def title(self) -> str:
+        """str: Experts of the prediction, in a few words."""
         if self.abstained:
             return 'no prediction'
         if self.expert is None:
@@ -147,58 +135,41 @@ class Prediction:
         return 'experts ' + ' + '.join(f'{100 * weight:.0f} % {name}'
                                        for name, weight in parts)
 
-    def captions(self) -> List[Caption]:
-        """Two lines to stand below an overlay."""
-        near = ', '.join(f'{n} {d:.3g}' for n, d in self.nearest()[:3])
-        second = 'expert as asked for' if self.forced else (
-            f'distances: {near}' if near else 'no distances')
-        if not self.ood:
-            return [Caption(self.speaker(), bold=True), Caption(second)]
-        return [
-            Caption(f'{self.speaker()}, UNFAMILIAR', UNFAMILIAR, bold=True),
-            Caption(second)
-        ]
-
-    def reasons(self) -> List[str]:
-        """Sentences that tell why it was predicted so."""
+    @property
+    def note(self) -> str:
+        """str: Measurements behind the choice of experts, in a line."""
         if self.forced:
-            return [f'Expert {self.expert} was asked for; the gate did not '
-                    'look at the image.']  # yapf: disable
-        return [self._choice(), *self._flag()]
-
-    def _choice(self) -> str:
-        near = self.nearest()
-        if not near:
-            return f'The gate chose {self.speaker()}; it measures no distance.'
-        (name, distance), others = near[0], near[1:]
-        text = f'Nearest expert: {name}, at a distance of {distance:.3g}'
-        if others:
-            text += f'; next is {others[0][0]} at {others[0][1]:.3g}'
-        said = '' if self.abstained else f' Prediction: {self.speaker()}.'
-        return f'{text}.{said}'
-
-    def _flag(self) -> List[str]:
-        value = self.ood_score
-        if value is None or not math.isfinite(value):
-            return ['Out-of-distribution to all experts.'] if self.ood else []
-        measured = (f'{value:.2f} on a scale on which nearly all images of '
-                    "an expert's domain stay below 1.")
-        if not self.ood:
-            return [f'Familiar: {measured}']
-        stranger = 'It may be of a domain that no expert knows'
-        end = 'it is left out' if self.abstained else 'do not rely on the map'
-        return [f'Out-of-distribution: {measured} {stranger}: {end}.']
+            return 'expert as asked for'
+        near = ', '.join(f'{n} {d:.3g}' for n, d in self.nearest()[:3])
+        parts = ['out-of-distribution'] if self.ood else []
+        parts.append(f'distances: {near}' if near else 'no distances')
+        if self.ood_score is not None:
+            parts.append(f'ood score {self.ood_score:.2f}')
+        return '; '.join(parts)
 
 
-SETTINGS, LINES = 'run.json', 'predictions.jsonl'
+SETTINGS, LINES, _LOCK = 'run.json', 'predictions.jsonl', '.lock'
 _OURS = ('labels', 'overlays', LINES, SETTINGS)
 _JPEG_QUALITY = 92
-# A library that was copied is the same library.
-_MAY_DIFFER = ('library', )
 
-Source = Union[ImageSource, VideoFile]
 Line = Dict[str, Any]
-KeepFrame = Callable[[Prediction, np.ndarray], None]
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other processes from writing a folder of predictions.
+
+    Raises:
+        ValueError: If one does.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / _LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f'another process writes {root}: wait until it has ended, or '
+            'name another folder') from error
 
 
 class PredictionFolder:
@@ -229,18 +200,23 @@ class PredictionFolder:
         self.root = Path(root)
         #: Lines per image or video, by its name.
         self.lines: Dict[str, List[Line]] = {}
+        # images by the files that are named after them
         self._places: Dict[str, str] = {}
-        is_ours = (self.root / SETTINGS).is_file()
-        if self.root.exists() and not is_ours and (not self.root.is_dir() or
-                                                   any(self.root.iterdir())):
+        present = {p.name
+                   for p in self.root.iterdir()
+                   } if self.root.is_dir() else set()
+        if SETTINGS not in present and present - {_LOCK}:
             raise ValueError(f'{self.root} holds files that are no '
                              'predictions: name a new or an empty folder')
-        if overwrite and is_ours:
-            self._clear()
-        elif is_ours:
+        if SETTINGS in present and not overwrite:
             self._refuse_other(settings)
             self._read_lines()
             return
+        for path in (self.root / name for name in present & set(_OURS)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         write_json(self.root / SETTINGS, settings)
 
     def pending(self, sources: Sequence[Source]) -> List[Source]:
@@ -250,32 +226,60 @@ class PredictionFolder:
             ValueError: If one has the name of another file that is done.
         """
         found = {s.name: s for s in sources if not self._is_done(s)}
-        self._forget(found)
+        if [name for name in found if self.lines.pop(name, None)]:
+            self._rewrite()
         return list(found.values())
 
     def keep(self, prediction: Prediction, overlay: np.ndarray) -> None:
-        """Write an image's files, and then its line."""
-        picture = self._place('overlays', prediction.name, '.jpg')
+        """Write an image's files, and then its line.
+
+        Args:
+            prediction (Prediction): Of the image.
+            overlay (np.ndarray): (H, W, 3) uint8 RGB.
+        """
+        name = prediction.name
+        picture = self._place('overlays', name, '.jpg')
         _, content = cv2.imencode('.jpg', overlay[:, :, ::-1],
                                   [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         _write(self.root / picture, content.tobytes())
-        labels = self._place('labels', prediction.name, '.png')
-        self._write_line(prediction, prediction.name, prediction.source.path,
-                         labels, picture)
+        self._write_line(prediction, name, prediction.source.path,
+                         self._place('labels', name, '.png'), picture)
 
     @contextlib.contextmanager
-    def video(self, video: VideoFile) -> Iterator[KeepFrame]:
-        """Takes up the frames of a video; it is done when the block ends."""
-        self._forget([video.name])
+    def video(
+        self, video: VideoFile
+    ) -> Iterator[Callable[[Prediction, np.ndarray], None]]:
+        """A :meth:`keep` for frames of a video, done when the block ends.
+
+        Overlays take the size of the first one, cut to even numbers of rows
+        and columns, which video codecs want.
+        """
         picture = self._place('overlays', video.name, '.mp4')
-        with VideoWriter(self.root / picture, video.fps) as writer:
+        path = self.root / picture
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the suffix chooses the container
+        partial = path.with_name(f'.partial.{path.name}')
+        writer = cv2.VideoWriter()
 
-            def keep(prediction: Prediction, overlay: np.ndarray) -> None:
-                writer.add(overlay)
-                self._write_line(prediction, video.name, video.path,
-                                 f'labels/{prediction.name}.png', picture)
+        def keep(prediction: Prediction, overlay: np.ndarray) -> None:
+            height, width = (n - n % 2 for n in overlay.shape[:2])
+            codec = cv2.VideoWriter.fourcc(*'mp4v')
+            if not writer.isOpened() and not writer.open(
+                    str(partial), codec, video.fps, (width, height)):
+                raise ValueError(f'{path} cannot be written: this OpenCV has '
+                                 'no MPEG-4 encoder')
+            writer.write(np.ascontiguousarray(overlay[:height, :width, ::-1]))
+            self._write_line(prediction, video.name, video.path,
+                             f'labels/{prediction.name}.png', picture)
 
+        try:
             yield keep
+            writer.release()
+            if partial.is_file():
+                os.replace(partial, path)
+        finally:
+            writer.release()
+            partial.unlink(missing_ok=True)
 
     def _write_line(self, prediction: Prediction, source: str,
                     path: Optional[Path], labels: str, picture: str) -> None:
@@ -289,25 +293,25 @@ class PredictionFolder:
             overlay=picture)
         self.lines.setdefault(source, []).append(line)
         with open(self.root / LINES, 'a', encoding='utf-8') as file:
-            file.write(_as_line(line))
+            file.write(json.dumps(line) + '\n')
 
     def _is_done(self, source: Source) -> bool:
-        line = next(iter(self.lines.get(source.name, [])), None)
-        if line is None or source.path is None:
+        if source.name not in self.lines or source.path is None:
             return False
+        line = self.lines[source.name][0]
         if line['image'] != str(source.path.absolute()):
             raise ValueError(
                 f'{self.root} holds the prediction of {line["image"]} under '
                 f'the name {source.name!r}, which {source.path} has as well: '
                 'name another folder, or replace what is there (--overwrite)')
         # of a video, what is written last
-        made = self.root / line['overlay' if isinstance(source, VideoFile
-                                                        ) else 'labels']
+        last = 'overlay' if isinstance(source, VideoFile) else 'labels'
+        made = self.root / line[last]
         return made.is_file() and (made.stat().st_mtime_ns
                                    >= source.path.stat().st_mtime_ns)
 
     def _place(self, folder: str, name: str, suffix: str) -> str:
-        """Where a file goes: named as the image, with another suffix."""
+        """Path of a file: named as the image, with another suffix."""
         short = str(PurePosixPath(folder, name).with_suffix(suffix))
         if self._places.setdefault(short, name) == name:
             return short
@@ -315,56 +319,38 @@ class PredictionFolder:
 
     def _refuse_other(self, settings: Dict[str, Any]) -> None:
         stored = read_json(self.root / SETTINGS)
-        other = [
-            key for key in {
-                **stored,
-                **settings
-            }
-            if stored.get(key) != settings.get(key) and key not in _MAY_DIFFER
-        ]
+        # a library that was copied is the same library
+        other = sorted(key for key in {
+            **stored,
+            **settings
+        } if stored.get(key) != settings.get(key) and key != 'library')
         if other:
             raise ValueError(
                 f'{self.root} holds predictions that were made with other '
-                f'settings ({", ".join(sorted(other))}): name another '
-                'folder, or replace them (--overwrite)')
+                f'settings ({", ".join(other)}): name another folder, or '
+                'replace them (--overwrite)')
 
     def _read_lines(self) -> None:
         path = self.root / LINES
         text = path.read_text(encoding='utf-8') if path.is_file() else ''
-        for line in text.splitlines():
+        for text_line in text.split('\n'):
             # a killed run may have left half a line at the end
             with contextlib.suppress(ValueError):
-                value = json.loads(line)
-                self.lines.setdefault(value['source'], []).append(value)
+                line = json.loads(text_line)
+                self.lines.setdefault(line['source'], []).append(line)
                 for kind in ('labels', 'overlay'):
-                    self._places.setdefault(value[kind], value['source'])
+                    self._places.setdefault(line[kind], line['source'])
         if text and not text.endswith('\n'):
-            self._rewrite()
-
-    def _forget(self, sources: Iterable[str]) -> None:
-        gone = [s for s in sources if self.lines.pop(s, None) is not None]
-        if gone:
             self._rewrite()
 
     def _rewrite(self) -> None:
         lines = chain.from_iterable(self.lines.values())
-        write_text(self.root / LINES, ''.join(map(_as_line, lines)))
-
-    def _clear(self) -> None:
-        for name in _OURS:
-            path = self.root / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _as_line(value: Line) -> str:
-    return json.dumps(value, ensure_ascii=False) + '\n'
+        _write(self.root / LINES,
+               ''.join(json.dumps(line) + '\n' for line in lines).encode())
 
 
 def _write(path: Path, content: bytes) -> None:
-    """A file that is there as a whole, or not at all."""
+    """Write a file that is there as a whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
     partial.write_bytes(content)

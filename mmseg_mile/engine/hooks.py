@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stop a task whose loss is lost."""
+"""Hooks that watch a stream: finite loss, progress, scalars."""
 from __future__ import annotations
 
 import math
@@ -14,10 +14,9 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.structures import Task
-from .snapshot import diverged
+from .snapshot import divergence
 
 
-@HOOKS.register_module()
 class FiniteLossHook(Hook):
     """Raises when the loss is NaN or infinite.
 
@@ -44,10 +43,9 @@ class FiniteLossHook(Hook):
             return
         loss = (outputs or {}).get('loss')
         if loss is not None and not torch.isfinite(loss).all():
-            raise diverged(f'the loss is {float(loss)}', runner.iter + 1)
+            raise divergence(f'the loss is {loss.item()}', runner.iter + 1)
 
 
-@HOOKS.register_module()
 class StreamProgressHook(Hook):
     """Logs the time left for the task and for the stream.
 
@@ -69,19 +67,18 @@ class StreamProgressHook(Hook):
 
     def before_stream_task(self, runner: Runner, tasks: List[Task],
                            index: int) -> None:
-        """Note that task ``index`` begins to train."""
+        """Note the task that begins to train."""
         self._tasks, self._index = tasks, index
-        self._started, self._earlier = time.perf_counter(), 0
 
     def before_train(self, runner: Runner) -> None:
-        """Note how far a task is that was interrupted."""
+        """Start the clock, behind the iterations of an earlier process."""
         self._started, self._earlier = time.perf_counter(), runner.iter
 
     def after_stream_row(self,
                          runner: Runner,
                          seconds: float,
                          results: Any = None) -> None:
-        """Note how long an evaluation row took."""
+        """Note the duration of an evaluation row."""
         self._row_seconds = seconds
 
     def after_train_iter(self,
@@ -102,11 +99,8 @@ class StreamProgressHook(Hook):
         name = self._tasks[self._index].name
         runner.logger.info(
             f'task {self._index + 1} of {len(self._tasks)} ({name}): '
-            f'{_clock(task)} left, stream: about {_clock(stream)} left')
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+            f'{timedelta(seconds=round(task))} left, stream: about '
+            f'{timedelta(seconds=round(stream))} left')
 
 
 @HOOKS.register_module()
@@ -133,11 +127,11 @@ class StreamScalarsHook(Hook):
     """
 
     def __init__(self) -> None:
-        self._index = 0
+        self._row = 0
 
     def before_stream_row(self, runner: Runner, task_index: int) -> None:
-        """Note which row begins."""
-        self._index = task_index
+        """Note the row that begins."""
+        self._row = task_index
 
     def after_stream_row(self, runner: Runner, seconds: float,
                          results: StreamResults) -> None:
@@ -149,13 +143,12 @@ class StreamScalarsHook(Hook):
             results (StreamResults): Up to this row.
         """
         scalars = dict(
-            row_scalars(results, self._index),
-            **{'stream/row_seconds': seconds})
-        runner.visualizer.add_scalars(scalars, step=self._index + 1)
+            row_scalars(results, self._row), **{'stream/row_seconds': seconds})
+        runner.visualizer.add_scalars(scalars, step=self._row + 1)
 
 
 def row_scalars(results: StreamResults, row: int) -> Dict[str, float]:
-    """What is known once ``row``, the last finished one, is evaluated."""
+    """Scores of ``row``, the last finished one, by the names above."""
     found: Dict[str, float] = {}
     for kind, mean in (('routed', 'average_seen'), ('oracle',
                                                     'average_seen_oracle')):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -17,91 +16,19 @@ from torch import nn
 from mmseg.registry import LOOPS
 from mmseg_mile.evaluation import tables
 from mmseg_mile.evaluation.results import StreamResults
-from mmseg_mile.evaluation.tables import cross_expert_table
+from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.stored_config import to_json
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from mmseg_mile.structures import Task
-from .expert_reuse import ReusedExperts
 from .hooks import FiniteLossHook, StreamProgressHook
-from .rehearsal import check_rehearses
+from .rehearsal import check_rehearsal
 from .snapshot import TaskSnapshot
 from .task_data import TaskData, in_order
-from .task_evaluator import (CrossScores, RowCache, TaskScore, count_macs,
-                             evaluate_task, record_cost, record_row,
-                             setting_of)
+from .task_evaluator import (TaskScore, count_macs, cross_expert_scores,
+                             evaluate_forced, evaluate_task, record_cost,
+                             record_row, setting_of)
 from .task_training import bare_model, train_task
-from .work_dir import WorkDir, config_text, provenance
-
-
-def check_runner(runner: Runner, model: Any,
-                 dataloaders: Dict[str, Dict[str, Any]]) -> None:
-    """Refuse a model that cannot learn streams, and settings without effect.
-
-    Args:
-        runner (Runner): The runner.
-        model (Any): Its model, unwrapped.
-        dataloaders (dict): Templates of loaders by the name of their field.
-
-    Raises:
-        ValueError: Naming the field.
-    """
-    if not isinstance(model, ContinualSegmentor):
-        raise ValueError(
-            'IncrementalTaskLoop trains a ContinualSegmentor such as '
-            f'ExpertSegmentor, got model.type {type(model).__name__!r}')
-    if any(isinstance(h, EMAHook) for h in runner.hooks):
-        raise ValueError(
-            'EMAHook averages one fixed set of weights, but every task '
-            'trains another: remove it from custom_hooks')
-    if runner._val_loop is not None:
-        raise ValueError(
-            'IncrementalTaskLoop evaluates every task itself: remove '
-            'val_cfg, val_dataloader and val_evaluator, and give '
-            'train_cfg.val_dataloader if needed')
-    if any(
-            isinstance(h, CheckpointHook) and h.save_best
-            for h in runner.hooks):
-        raise ValueError(
-            'CheckpointHook.save_best needs validation while a task trains, '
-            'which IncrementalTaskLoop has not: remove it')
-    for field, template in dataloaders.items():
-        if 'dataset' in template:
-            raise ValueError(
-                f'{field}.dataset has no effect: the datasets stand in '
-                'train_cfg.tasks, remove it')
-
-
-def check_schedule(schedulers: Any, tasks: Sequence[Task]) -> None:
-    """Refuse schedulers that begin when the shortest task is over.
-
-    Args:
-        schedulers (dict | list[dict], optional): Of the config.
-        tasks (Sequence[Task]): Of the stream.
-
-    Raises:
-        ValueError: Naming the scheduler and the task.
-    """
-    shortest = min(tasks, key=lambda t: t.max_iters)
-    configs = [schedulers] if isinstance(schedulers, dict) else schedulers
-    for index, config in enumerate(configs or []):
-        begin = config.get('begin', 0)
-        if not config.get('by_epoch', True) and begin >= shortest.max_iters:
-            raise ValueError(
-                f'param_scheduler.{index}.begin is {begin}, but task '
-                f'{shortest.name!r} trains {shortest.max_iters} iterations '
-                'only: begin earlier (and let warm-up end there), or train '
-                'longer.')
-
-
-def check_interval(checkpoint_interval: int) -> int:
-    """Return ``checkpoint_interval`` if it is one.
-
-    Raises:
-        ValueError: If it is below 1.
-    """
-    if checkpoint_interval < 1:
-        raise ValueError('train_cfg.checkpoint_interval must be >= 1, got '
-                         f'{checkpoint_interval}')
-    return checkpoint_interval
+from .work_dir import WorkDir, provenance
 
 
 @LOOPS.register_module()
@@ -174,30 +101,23 @@ class IncrementalTaskLoop(BaseLoop):
         self.dataloader = dataloader
         self.val_dataloader = val_dataloader or dict(
             batch_size=1, num_workers=0)
+        self.data_root = data_root
         self.max_prototype_images = max_prototype_images
         self.cross_experts = cross_experts
-        self.checkpoint_interval = check_interval(checkpoint_interval)
+        self.checkpoint_interval = checkpoint_interval
         self.changed_settings = changed_settings
-        self.model: ContinualSegmentor = bare_model(runner)
-        check_runner(
-            runner, self.model, {
-                'train_dataloader': dataloader,
-                'train_cfg.val_dataloader': self.val_dataloader
-            })
-        self.data_root = data_root
         self.rehearsal = rehearsal
-        check_rehearses(self.model, rehearsal)
+        self.model: ContinualSegmentor = bare_model(runner)
+        self._check_settings()
         self.data = TaskData(
-            in_order(tasks, order), data_root, max_iters, num_checked)
-        if rehearsal is not None:
-            self.data.rehearse(rehearsal, runner.seed)
+            in_order(tasks, order), data_root, max_iters, num_checked,
+            rehearsal, runner.seed)
         self.tasks: List[Task] = self.data.tasks
-        self.adopted = None if experts_from is None else ReusedExperts(
+        self.reused = None if experts_from is None else ReusedExperts(
             experts_from, self.model, self.tasks)
         self.model.check_stream(self.tasks)
         check_schedule(runner.cfg.get('param_scheduler'), self.tasks)
-        self.work_dir = Path(runner.work_dir)
-        self.earlier = WorkDir(self.work_dir)
+        self.work_dir = WorkDir(Path(runner.work_dir))
         self.results = StreamResults.new(stream, method or self.model.METHOD,
                                          runner.seed,
                                          [t.name for t in self.tasks])
@@ -206,9 +126,8 @@ class IncrementalTaskLoop(BaseLoop):
         # what runner.train() asks of a loop before it starts
         self.iter, self.epoch = 0, 0
         self.max_iters, self.max_epochs = max_iters, 1
-        for kind in (FiniteLossHook, StreamProgressHook):
-            if not any(isinstance(h, kind) for h in runner.hooks):
-                runner.register_hook(kind())
+        runner.register_hook(FiniteLossHook())
+        runner.register_hook(StreamProgressHook())
 
     def run(self) -> nn.Module:
         """Learn the stream; finished steps of an earlier run are kept."""
@@ -217,58 +136,62 @@ class IncrementalTaskLoop(BaseLoop):
             if not self.results.cost.is_learned[index]:
                 self.learn(index, task)
             elif index >= loaded:
-                self.model.load_tasks([task], self.earlier.library)
+                self.model.load_tasks([task], self.work_dir.library)
             if self.results.num_finished_rows <= index:
                 self.evaluate_row(index)
         self.finish()
         return self.runner.model
 
     def restore(self) -> int:
-        """Take up what an earlier run left in the work directory.
+        """Load what an earlier run left in the work directory.
 
         Returns:
-            int: Tasks that the model has taken up: those with a full row.
-
-        Raises:
-            ValueError: If that is of another config, or without ``--resume``.
+            int: Tasks that the model has loaded: those with a full row.
         """
-        self.earlier.require_resume(bool(self.runner.cfg.get('resume')))
-        has_results = self.earlier.results_path.exists()
+        work_dir = self.work_dir
+        work_dir.require_resume(self.runner.cfg.get('resume'))
+        has_results = work_dir.results_path.exists()
         if has_results:
-            self._read_results(self.earlier)
-        if self.adopted:
-            self.adopted.open(self.results)
-        self.earlier.check_settings(self.runner, self.changed_settings)
-        self.earlier.clean_up(self.tasks, self.results)
-        self.earlier.check_library()
+            self._read_results(work_dir)
+        if self.reused:
+            self.reused.check(self.results)
+        work_dir.check_settings(self.runner, self.changed_settings)
+        work_dir.clean_up(self.tasks, self.results)
+        work_dir.check_library()
         rows = self.results.num_finished_rows
-        return self._load_tasks(self.earlier, rows) if has_results else 0
+        return self._load_tasks(work_dir, rows) if has_results else 0
 
-    def load(self, work_dir: Path) -> int:
-        """Take up what a run left in ``work_dir``, whatever its config.
+    def load(self, path: Path) -> int:
+        """Load what a run left in a work directory, whatever its settings.
+
+        Args:
+            path (Path): The work directory.
 
         Returns:
             int: Number of tasks that are learned.
-
-        Raises:
-            ValueError: If there are no results, or of another stream, method
-                or seed.
         """
-        earlier = WorkDir(work_dir)
-        self._read_results(earlier)
-        return self._load_tasks(earlier, len(self.tasks))
+        work_dir = WorkDir(path)
+        self._read_results(work_dir)
+        return self._load_tasks(work_dir, len(self.tasks))
 
-    def _read_results(self, earlier: WorkDir) -> None:
+    def _read_results(self, work_dir: WorkDir) -> None:
         randomness = self.runner.cfg.get('randomness', {})
-        self.results = earlier.read_results(self.results,
-                                            randomness.get('seed') is not None,
-                                            self.rehearsal)
-        self.digests = earlier.read_digests()
+        results = work_dir.read_results(self.results,
+                                        randomness.get('seed') is not None)
+        new = [t.name for t in self.tasks if t.name not in results.tasks]
+        if new and self.rehearsal and self.rehearsal['tasks'] == 'all':
+            raise ValueError(
+                f"train_cfg.rehearsal.tasks='all': the tasks {new} would have "
+                'to be trained beside those that this run has learned without '
+                'them. Choose another --work-dir.')
+        results.extend(self.results.tasks)
+        self.results = results
+        self.digests = work_dir.read_digests()
 
-    def _load_tasks(self, earlier: WorkDir, at_most: int) -> int:
+    def _load_tasks(self, work_dir: WorkDir, at_most: int) -> int:
         learned = int(self.results.cost.is_learned.sum())
         loaded = min(learned, at_most)
-        self.model.load_tasks(self.tasks[:loaded], earlier.library)
+        self.model.load_tasks(self.tasks[:loaded], work_dir.library)
         self.runner.logger.info(
             f'{learned} of {len(self.tasks)} tasks were learned already, '
             f'{self.results.num_finished_rows} rows evaluated')
@@ -285,12 +208,12 @@ class IncrementalTaskLoop(BaseLoop):
         set_random_seed(seed)
         images = self.data.prototype_loader(runner, task, self.val_dataloader,
                                             self.max_prototype_images)
-        if self.adopted:
-            self._keep(index, task, self.adopted.take(index, images))
+        if self.reused:
+            self.keep(index, task, self.reused.take(index, images))
             return
         self.model.begin_task(task, images)
         runner.call_hook('before_stream_task', tasks=self.tasks, index=index)
-        folder = self.earlier.task_folder(index, task)
+        folder = self.work_dir.task_folder(index, task)
         # what begins a task may have had more or less to read, and to build
         set_random_seed(seed)
         seconds = train_task(
@@ -298,22 +221,44 @@ class IncrementalTaskLoop(BaseLoop):
             task.max_iters, folder, self.checkpoint_interval)
         self.model.eval()
         self.model.end_task(task, images)
-        self._keep(index, task, seconds)
+        self.keep(index, task, seconds)
         TaskSnapshot(folder).discard()
+
+    def keep(self, index: int, task: Task, seconds: float) -> None:
+        """Write what a task leaves behind, and what it took."""
+        library = self.work_dir.library
+        origin = provenance(self.runner.cfg)
+        if is_main_process():
+            self.model.save_task(
+                task, library,
+                dict(
+                    origin,
+                    task=task.name,
+                    seed=self.results.seed,
+                    max_iters=task.max_iters,
+                    train_dataset=to_json(task.train_dataset)))
+        record_cost(self.results, index, seconds, self.model, library,
+                    self.data.rehearsal.kept_bytes(index))
+        self.results.set_provenance(**origin)
+        self.work_dir.save(self.results, self.digests)
 
     def evaluate_row(self, index: int) -> None:
         """Score every task of the stream after learning task ``index``."""
         started = time.perf_counter()
         self.runner.call_hook('before_stream_row', task_index=index)
         after = self.tasks[index].name
-        kept = RowCache(self.earlier.row_folder, after)
-        score = partial(self._evaluate, after)
-        scores = [kept.score(task, score) for task in self.tasks]
+        cache = self.work_dir.row_cache(after)
+
+        def evaluate(task: Task) -> TaskScore:
+            return evaluate_task(self.runner, self.model, task,
+                                 self._val_loader(task), self.data_root, after)
+
+        scores = [cache.score(task, evaluate) for task in self.tasks]
         self.digests[after] = record_row(self.results, index, self.tasks,
-                                         scores, self.model.gate)
-        self.earlier.save(self.results, self.digests,
-                          {after: [i for s in scores for i in s.images]})
-        kept.discard()
+                                         scores, self.model)
+        self.work_dir.save(self.results, self.digests,
+                           {after: [i for s in scores for i in s.images]})
+        cache.discard()
         self.runner.call_hook(
             'after_stream_row',
             seconds=time.perf_counter() - started,
@@ -329,42 +274,149 @@ class IncrementalTaskLoop(BaseLoop):
             self.results.cost.macs = count_macs(self.model, task,
                                                 self._val_loader(task))
         self.results.compute_scores(forced)
-        self.earlier.save(self.results, self.digests)
+        self.work_dir.save(self.results, self.digests)
         for table in tables.CLOSING_TABLES:
             self.runner.logger.info('\n' + table(self.results))
         self.runner.call_hook('after_stream', results=self.results)
-
-    def _val_loader(self, task: Task) -> Any:
-        return self.data.val_loader(self.runner, task, self.val_dataloader)
-
-    def _evaluate(self, after: str, task: Task) -> TaskScore:
-        return evaluate_task(self.runner, self.model, task,
-                             self._val_loader(task), self.data_root, after)
 
     def _force_experts(self) -> Optional[np.ndarray]:
         """mIoU of every task with every expert."""
         names = self.model.expert_names
         if len(names) < 2:
             return None
-        own = self.results.miou['oracle'][len(names) - 1, :len(names)]
-        matrix = CrossScores(self.earlier.cross_path, names,
-                             self.digests[names[-1]]).fill_forced(
-                                 self.model, self.tasks, self._val_loader, own)
-        self.runner.logger.info('\n' + cross_expert_table(names, matrix))
+        tasks = {task.name: task for task in self.tasks}
+        matrix = cross_expert_scores(
+            self.work_dir.cross_path, names, self.digests[names[-1]],
+            self.results.miou['oracle'][len(names) - 1, :len(names)],
+            lambda name, expert: evaluate_forced(self.model, tasks[
+                name], self._val_loader(tasks[name]), expert))
+        self.runner.logger.info('\n' +
+                                tables.cross_expert_table(names, matrix))
         return matrix
 
-    def _keep(self, index: int, task: Task, seconds: float) -> None:
-        library = self.earlier.library
-        origin = provenance(config_text(self.runner.cfg))
-        if is_main_process():
-            self.model.save_task(
-                task, library,
-                dict(
-                    origin,
-                    seed=self.results.seed,
-                    max_iters=task.max_iters,
-                    train_dataset=str(task.train_dataset)))
-        record_cost(self.results, index, seconds, self.model, library,
-                    self.data.kept_bytes(index))
-        self.results.set_provenance(**origin)
-        self.earlier.save(self.results, self.digests)
+    def _val_loader(self, task: Task) -> Any:
+        return self.data.val_loader(self.runner, task, self.val_dataloader)
+
+    def _check_settings(self) -> None:
+        """Refuse a model that learns no streams, and idle settings."""
+        hooks = self.runner.hooks
+        if not isinstance(self.model, ContinualSegmentor):
+            raise ValueError(
+                'IncrementalTaskLoop trains a ContinualSegmentor such as '
+                'ExpertSegmentor, got model.type '
+                f'{type(self.model).__name__!r}')
+        if any(isinstance(h, EMAHook) for h in hooks):
+            raise ValueError(
+                'EMAHook averages one fixed set of weights, but every task '
+                'trains another: remove it from custom_hooks')
+        if self.runner._val_loop is not None or any(
+                isinstance(h, CheckpointHook) and h.save_best for h in hooks):
+            raise ValueError(
+                'IncrementalTaskLoop evaluates every task itself: remove '
+                'val_cfg, val_dataloader, val_evaluator and '
+                'CheckpointHook.save_best, and give train_cfg.val_dataloader '
+                'if needed')
+        for field, template in (('train_dataloader', self.dataloader),
+                                ('train_cfg.val_dataloader',
+                                 self.val_dataloader)):
+            if 'dataset' in template:
+                raise ValueError(
+                    f'{field}.dataset has no effect: the datasets stand in '
+                    'train_cfg.tasks, remove it')
+        if self.checkpoint_interval < 1:
+            raise ValueError('train_cfg.checkpoint_interval must be >= 1, got '
+                             f'{self.checkpoint_interval}')
+        check_rehearsal(self.model, self.rehearsal)
+
+
+def check_schedule(schedulers: Any, tasks: Sequence[Task]) -> None:
+    """Refuse schedulers that begin when the shortest task is over.
+
+    Args:
+        schedulers (dict | list[dict], optional): Of the config.
+        tasks (Sequence[Task]): Of the stream.
+    """
+    shortest = min(tasks, key=lambda t: t.max_iters)
+    configs = [schedulers] if isinstance(schedulers, dict) else schedulers
+    for index, config in enumerate(configs or []):
+        begin = config.get('begin', 0)
+        if not config.get('by_epoch', True) and begin >= shortest.max_iters:
+            raise ValueError(
+                f'param_scheduler.{index}.begin is {begin}, but task '
+                f'{shortest.name!r} trains {shortest.max_iters} iterations '
+                'only: begin earlier (and let warm-up end there), or train '
+                'longer.')
+
+
+class ReusedExperts:
+    """Experts of a finished run, instead of trained ones.
+
+    Gates can be compared over the very same experts at the price of an
+    evaluation. Only adapters, heads and the base are taken over; the gate
+    of this run learns every task from its images.
+
+    Args:
+        work_dir (str): Of the finished run.
+        model (Any): Of this run.
+        tasks (Sequence[Task]): Of the stream.
+
+    Raises:
+        ValueError: If the method has no experts.
+    """
+
+    def __init__(self, work_dir: str, model: Any,
+                 tasks: Sequence[Task]) -> None:
+        self._where = f'train_cfg.experts_from={str(work_dir)!r}'
+        if not hasattr(model, 'reuse_expert'):
+            raise ValueError(f'{self._where}: {type(model).__name__} has no '
+                             'experts; leave experts_from out')
+        model.reuses_experts = True
+        self._model = model
+        self._tasks = tasks
+        self._run = WorkDir(Path(work_dir))
+        self._store = ExpertStore(self._run.library)
+
+    def check(self, results: StreamResults) -> None:
+        """Refuse a run that does not have the experts this one still needs.
+
+        Args:
+            results (StreamResults): Of this run, so far.
+
+        Raises:
+            ValueError: If the other run has not learned the tasks, knows
+                other classes of one, or is of another seed.
+        """
+        if results.cost.is_learned.all():
+            return
+        if not self._run.results_path.exists():
+            raise ValueError(f'{self._where} holds no results.json: name the '
+                             'work dir of a finished run of the same stream')
+        other = StreamResults.load(self._run.results_path)
+        learned = other.tasks[:int(other.cost.is_learned.sum())]
+        if learned[:len(results.tasks)] != results.tasks:
+            raise ValueError(f'{self._where} has learned {learned}, this '
+                             f'stream needs {results.tasks} in this order')
+        if other.seed != results.seed:
+            raise ValueError(
+                f'{self._where} is of seed {other.seed}, this run of seed '
+                f'{results.seed}: compare runs of one seed')
+        self._store.open_tasks(self._tasks)
+        self._seconds = other.cost.train_seconds
+
+    def take(self, index: int, images: Iterable[dict]) -> float:
+        """Make the expert of a task the model's own.
+
+        Args:
+            index (int): Position of the task.
+            images (Iterable[dict]): Its training images through the test
+                pipeline.
+
+        Returns:
+            float: Seconds that its training took in the other run.
+        """
+        if not self._model.expert_names:
+            self._model.backbone.load_base(*self._store.load_base())
+        task = self._tasks[index]
+        expert, = self._store.open_tasks([task])
+        self._model.reuse_expert(task, images, expert)
+        return float(self._seconds[index])

@@ -1,47 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where tasks run: processes of this machine, or Ray."""
+"""Tasks of a stream learned at the same time, in processes or with Ray."""
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import shutil
 import threading
 from concurrent.futures import (FIRST_COMPLETED, Future, ProcessPoolExecutor,
                                 ThreadPoolExecutor, wait)
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
-from torch import Tensor, nn
+from torch import nn
 
-from mmseg.registry import TASK_UTILS
 from mmseg_mile.evaluation.results import StreamResults
-from mmseg_mile.gates.base_gate import BaseGate
 from mmseg_mile.gates.simple_gates import FixedGate
 from mmseg_mile.library.expert_store import ExpertStore
-from mmseg_mile.methods.mile.expert_segmentor import (ExpertSegmentor,
-                                                      embed_images, start_of)
+from mmseg_mile.methods.mile.expert_segmentor import initial_experts
 from mmseg_mile.structures import Task
 from .incremental_task_loop import IncrementalTaskLoop
 from .work_dir import WorkDir
-
-ENGINES = ('auto', 'processes', 'ray')
-
-
-class TaskExecutor(Protocol):
-    """What a scheduler asks of an engine."""
-
-    def submit(self, function: Callable[..., Any], *args:
-               Any) -> 'Future[Any]':
-        """Call ``function(*args)`` in a process of its own."""
 
 
 class ProcessExecutor:
@@ -62,7 +50,7 @@ class ProcessExecutor:
 
     def submit(self, function: Callable[..., Any], *args:
                Any) -> 'Future[Any]':
-        """See :class:`TaskExecutor`."""
+        """Call ``function(*args)``."""
         return self._threads.submit(self._call, function, args)
 
     def _call(self, function: Callable[..., Any], args: Any) -> Any:
@@ -74,64 +62,6 @@ class ProcessExecutor:
                 return pool.submit(function, *args).result()
         finally:
             self._slots.put(slot)
-
-
-class RayExecutor:
-    """Tasks of a Ray cluster, or of a Ray that starts on this machine.
-
-    ``ray.init()`` finds the cluster, by ``RAY_ADDRESS`` for example. Every
-    machine needs the data and the work dir under the same paths. A call
-    gets a GPU where the cluster has any.
-
-    Args:
-        num_cpus (int): CPU cores of a call.
-
-    Raises:
-        ValueError: If Ray is not installed.
-    """
-
-    def __init__(self, num_cpus: int) -> None:
-        if importlib.util.find_spec('ray') is None:
-            raise ValueError("the engine 'ray' needs Ray: pip install "
-                             "'mmseg_mile[ray]', or choose 'processes'")
-        import ray
-        if not ray.is_initialized():
-            ray.init()
-        # a fresh process per call, as mmengine keeps state of a run
-        self._call = ray.remote(
-            num_cpus=num_cpus,
-            num_gpus=1 if ray.cluster_resources().get('GPU') else 0,
-            max_calls=1,
-            max_retries=0)(
-                _apply)
-
-    def submit(self, function: Callable[..., Any], *args:
-               Any) -> 'Future[Any]':
-        """See :class:`TaskExecutor`."""
-        return self._call.remote(function, *args).future()
-
-
-def build_executor(engine: str, num_workers: int) -> TaskExecutor:
-    """The engine of a name.
-
-    Args:
-        engine (str): 'processes', 'ray', or 'auto': Ray if it is installed.
-        num_workers (int): Tasks that run at the same time.
-
-    Raises:
-        ValueError: If the name is unknown, or Ray is asked for and missing.
-    """
-    if engine not in ENGINES or num_workers < 1:
-        raise ValueError(f'engine must be one of {ENGINES} and num_workers '
-                         f'>= 1, got {engine!r} and {num_workers}')
-    has_ray = importlib.util.find_spec('ray') is not None
-    if engine == 'ray' or engine == 'auto' and has_ray:
-        return RayExecutor(max(1, (os.cpu_count() or 1) // num_workers))
-    return ProcessExecutor(num_workers)
-
-
-def _apply(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
 
 
 def _prepare(slot: int) -> None:
@@ -148,19 +78,70 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+class RayExecutor:
+    """Tasks of a Ray cluster, or of a Ray that starts on this machine.
+
+    ``ray.init()`` finds the cluster, by ``RAY_ADDRESS`` for example. Every
+    machine needs the data and the work dir under the same paths. A call
+    gets a GPU where the cluster has any.
+
+    Args:
+        num_cpus (int): CPU cores of a call.
+    """
+
+    def __init__(self, num_cpus: int) -> None:
+        import ray
+        if not ray.is_initialized():
+            ray.init()
+        # a fresh process per call, as mmengine keeps state of a run
+        self._call = ray.remote(
+            num_cpus=num_cpus,
+            num_gpus=1 if ray.cluster_resources().get('GPU') else 0,
+            max_calls=1,
+            max_retries=0)(lambda function, *args: function(*args))
+
+    def submit(self, function: Callable[..., Any], *args:
+               Any) -> 'Future[Any]':
+        """Call ``function(*args)``."""
+        return self._call.remote(function, *args).future()
+
+
+def build_executor(engine: str, num_workers: int) -> Any:
+    """The executor of a name.
+
+    Args:
+        engine (str): 'processes', 'ray', or 'auto': Ray if it is installed.
+        num_workers (int): Tasks that run at the same time.
+
+    Raises:
+        ValueError: If the name is unknown, or Ray is asked for and missing.
+    """
+    engines = ('auto', 'processes', 'ray')
+    if engine not in engines or num_workers < 1:
+        raise ValueError(f'engine must be one of {engines} and num_workers '
+                         f'>= 1, got {engine!r} and {num_workers}')
+    has_ray = importlib.util.find_spec('ray') is not None
+    if engine == 'ray' and not has_ray:
+        raise ValueError("the engine 'ray' needs Ray: pip install "
+                         "'mmseg_mile[ray]', or choose 'processes'")
+    if has_ray and engine != 'processes':
+        return RayExecutor(max(1, (os.cpu_count() or 1) // num_workers))
+    return ProcessExecutor(num_workers)
+
+
 def run_graph(starts: Mapping[str, Optional[str]], finished: Sequence[str],
               submit: Callable[[str], 'Future[Any]'],
-              collect: Callable[[str, Any], None], num_workers: int) -> None:
+              collect: Callable[[str], None], num_workers: int) -> None:
     """Run tasks as soon as those that they start from are finished.
 
     After a failure nothing new begins; what runs already is collected.
 
     Args:
-        starts (Mapping): Every task, and the one that it waits for.
+        starts (Mapping): Every task, and the earlier one that it waits for.
         finished (Sequence[str]): Tasks that need not run.
         submit (Callable): Starts a task by its name.
-        collect (Callable): Gets name and result of each task that is done;
-            called in this thread.
+        collect (Callable): Gets the name of each task that is done; called
+            in this thread.
         num_workers (int): Tasks that run at the same time at most.
 
     Raises:
@@ -176,15 +157,13 @@ def run_graph(starts: Mapping[str, Optional[str]], finished: Sequence[str],
         for name in ready[:free]:
             waiting.remove(name)
             running[submit(name)] = name
-        if not running:
-            raise ValueError(f'tasks {waiting} wait for each other, or for '
-                             f'tasks that are not there: {dict(starts)}')
+        assert running, f'tasks {waiting} start from later ones'
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             name, error = running.pop(future), future.exception()
             if error is not None:
                 failed[name] = error
                 continue
-            collect(name, future.result())
+            collect(name)
             done.add(name)
     for name, error in failed.items():
         raise RuntimeError(
@@ -193,24 +172,16 @@ def run_graph(starts: Mapping[str, Optional[str]], finished: Sequence[str],
             '--resume.') from error
 
 
-@dataclass(frozen=True)
-class ExpertJob:
-    """What a process must know to learn one task.
+def learn_expert(cfg: Config, **job: Any) -> None:
+    """Learn one task with a runner of its own.
 
     Args:
-        cfg (Config): Of the whole stream, with its seed.
-        index (int): Position of the task.
-        start (str, optional): Expert that it starts from; None is the base.
-        base (Path): Library whose base is used.
-        experts (dict[str, Path]): Experts to load, and their libraries.
-        work_dir (Path): Where the process works; kept for ``--resume``.
+        cfg (Config): Of the whole stream, with its seed and the work dir of
+            this process.
+        **job: See :class:`ExpertTaskLoop`.
     """
-    cfg: Config
-    index: int
-    start: Optional[str]
-    base: Path
-    experts: Dict[str, Path]
-    work_dir: Path
+    import_modules_from_strings(**cfg.get('custom_imports', {}))
+    _train(ExpertTaskLoop, Runner.from_cfg(cfg), num_checked=0, **job)
 
 
 class ExpertTaskLoop(IncrementalTaskLoop):
@@ -221,70 +192,33 @@ class ExpertTaskLoop(IncrementalTaskLoop):
 
     Args:
         *args: As in :class:`IncrementalTaskLoop`.
-        job (ExpertJob): What to learn.
+        index (int): Position of the task.
+        start (str, optional): Expert that it starts from; None is the base.
+        libraries (Mapping[str, Path]): Library of each expert that is
+            needed, and under '' that of the base.
         **kwargs: As in :class:`IncrementalTaskLoop`.
     """
 
-    def __init__(self, *args: Any, job: ExpertJob, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, index: int, start: Optional[str],
+                 libraries: Mapping[str, Path], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.job = job
+        self.index = index
+        self.start = start
+        self.stores = {n: ExpertStore(path) for n, path in libraries.items()}
 
     def run(self) -> nn.Module:
         """Learn the task, unless an earlier process has."""
-        job, task = self.job, self.tasks[self.job.index]
+        model: Any = self.model
+        task = self.tasks[self.index]
         self.restore()
-        if self.results.cost.is_learned[job.index]:
-            return self.runner.model
-        model = self.model
-        assert isinstance(model, ExpertSegmentor)
-        model.backbone.load_base(*ExpertStore(job.base).load_base())
-        with model.gated(FixedGate(task.name)):
-            for name, library in job.experts.items():
-                model.import_experts(ExpertStore(library).open([name]))
-            self.learn(job.index, replace(task, init_from=job.start or 'base'))
+        if not self.results.cost.is_learned[self.index]:
+            model.backbone.load_base(*self.stores.pop('').load_base())
+            with model.gated(FixedGate(task.name)):
+                for name, store in self.stores.items():
+                    model.import_experts(store.open([name]))
+                self.learn(self.index,
+                           replace(task, init_from=self.start or 'base'))
         return self.runner.model
-
-
-def learn_expert(job: ExpertJob) -> float:
-    """Learn one task with a runner of its own.
-
-    Args:
-        job (ExpertJob): The task.
-
-    Returns:
-        float: Seconds that the training took.
-    """
-    import_modules_from_strings(**job.cfg.get('custom_imports', {}))
-    cfg = job.cfg.copy()
-    cfg.work_dir, cfg.resume = str(job.work_dir), True
-    runner = Runner.from_cfg(cfg)
-    loop = stream_loop(ExpertTaskLoop, runner, job=job, num_checked=0)
-    runner.train()
-    return float(loop.results.cost.train_seconds[job.index])
-
-
-def stream_loop(kind: Any, runner: Runner,
-                **changes: Any) -> IncrementalTaskLoop:
-    """Give a runner another loop over the stream of its config.
-
-    The config itself, which experts and results quote, stays as it is.
-
-    Args:
-        kind (type): A subclass of ``IncrementalTaskLoop``.
-        runner (Runner): Whose loop was not built yet.
-        **changes: Arguments that differ from ``train_cfg``, or are new.
-
-    Raises:
-        ValueError: If the config trains no stream.
-    """
-    settings = dict(runner.cfg.train_cfg)
-    if settings.pop('type', None) != 'IncrementalTaskLoop':
-        raise ValueError(
-            'train_cfg.type must be IncrementalTaskLoop to learn the tasks '
-            f'of a stream, got {runner.cfg.train_cfg.get("type")!r}')
-    settings.update(dataloader=runner.cfg.train_dataloader, **changes)
-    runner._train_loop = kind(runner, **settings)
-    return runner._train_loop
 
 
 class ParallelTaskLoop(IncrementalTaskLoop):
@@ -293,12 +227,11 @@ class ParallelTaskLoop(IncrementalTaskLoop):
     An expert needs the frozen base and the expert it starts from. Which one
     that is, and every prototype, follows from the base alone; so prototypes
     come first, and then each task begins when the one that it starts from is
-    finished. What is left in the work dir is what ``--resume`` of the
-    sequential loop takes up: it has only to evaluate.
+    finished. ``--resume`` of the sequential loop has only to evaluate.
 
     Args:
         *args: As in :class:`IncrementalTaskLoop`.
-        executor (TaskExecutor): Where tasks run.
+        executor (Any): Its ``submit`` runs a call and returns a future.
         num_workers (int): Tasks that run at the same time at most.
         **kwargs: As in :class:`IncrementalTaskLoop`.
 
@@ -306,169 +239,151 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         ValueError: If the method has no experts, or takes them over.
     """
 
-    model: ExpertSegmentor
+    model: Any
 
-    def __init__(self, *args: Any, executor: TaskExecutor, num_workers: int,
+    def __init__(self, *args: Any, executor: Any, num_workers: int,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(self.model, ExpertSegmentor):
+        if not hasattr(self.model, 'reuse_expert'):
             raise ValueError(
                 f'{type(self.model).__name__} keeps no experts over a frozen '
                 'base: what it learns of a task depends on all tasks before '
                 'it, so tasks cannot be learned at the same time. Use '
                 'tools/train.py, or an ExpertSegmentor.')
-        if self.adopted:
+        if self.reused:
             raise ValueError(
                 'train_cfg.experts_from takes experts over, which leaves '
                 'nothing to learn at the same time: use tools/train.py, or '
                 'leave it out')
         self.executor = executor
         self.num_workers = num_workers
-        self._gate: BaseGate = TASK_UTILS.build(self.runner.cfg.model.gate)
-        self._seconds: Dict[str, float] = {}
+        self.names: List[str] = [task.name for task in self.tasks]
 
     def run(self) -> nn.Module:
         """Learn what is not learned yet."""
-        loaded = self.restore()
+        loaded, library = self.restore(), self.work_dir.library
         learned = int(self.results.cost.is_learned.sum())
-        self.model.load_tasks(self.tasks[loaded:learned], self.earlier.library)
+        self.model.load_tasks(self.tasks[loaded:learned], library)
         if not learned:
-            learned = self._settle_base()
+            learned = self._prepare_base()
         self.model.eval()
-        starts = self._fit_prototypes(learned)
-        self._seconds = self._finished_jobs(learned)
-        self._take_over()
-        run_graph(starts, [*self.model.expert_names, *self._seconds],
+        # of all tasks, where the model's has those of finished ones
+        self._gate: Any = copy.deepcopy(self.model.gate)
+        starts = {name: self._fit_gate(name) for name in self.names[learned:]}
+        self._import_finished()
+        finished = [n for n in self.names if self._seconds(n) is not None]
+        run_graph(starts, [*self.model.expert_names, *finished],
                   lambda name: self._submit(name, starts[name]), self._collect,
                   self.num_workers)
-        for index in range(len(self.tasks)):
+        for name in self.names:
             # not before: others may start from it there
-            shutil.rmtree(self._job(index).library, ignore_errors=True)
+            shutil.rmtree(self._worker(name).library, ignore_errors=True)
         return self.runner.model
 
-    def _settle_base(self) -> int:
-        """Give the library its base; the number of tasks that this took."""
-        library = self.earlier.library
-        if self.model.backbone.base_training == 'first_task':
+    def _prepare_base(self) -> int:
+        """Give the library its base; returns the tasks that this learned."""
+        library, backbone = self.work_dir.library, self.model.backbone
+        if backbone.base_training == 'first_task':
             self.learn(0, self.tasks[0])
             return 1
         store = ExpertStore(library)
         if (library / 'library.json').exists():
-            self.model.backbone.load_base(*store.load_base())
+            backbone.load_base(*store.load_base())
         else:
-            store.save_base(self.model.backbone.base_state(),
-                            self.model.backbone.fingerprint())
+            store.save_base(backbone.base_state(), backbone.fingerprint())
         return 0
 
-    def _fit_prototypes(self, learned: int) -> Dict[str, Optional[str]]:
-        """Fit a gate to all tasks; the expert that each one starts from."""
-        starts: Dict[str, Optional[str]] = {}
-        for index, task in enumerate(self.tasks):
-            if index < learned:
-                starts[task.name] = None
-                self._gate.load_state(task.name,
-                                      self.model.gate.state(task.name))
-                continue
-            embeddings = self._embed(task)
-            start = start_of(task, self.model.init_from, list(starts),
-                             partial(self._nearest, embeddings),
-                             partial(_refuse_fused, task))
-            starts[task.name] = next(iter(start)) if start else None
-            self._gate.fit(task.name, embeddings)
-        return starts
+    def _fit_gate(self, name: str) -> Optional[str]:
+        """Fit the gate to a task; returns the expert that it starts from."""
+        index, embeddings = self.names.index(name), None
+        task = self.tasks[index]
+        if self._gate.needs_embeddings:
+            embeddings = self.model.embed_images(
+                self.data.prototype_loader(self.runner, task,
+                                           self.val_dataloader,
+                                           self.max_prototype_images))
+        start = initial_experts(task, self.model.init_from, self.names[:index],
+                                self._gate, lambda: embeddings)
+        if len(start) > 1:
+            _refuse_fused(task)
+        self._gate.fit(name, embeddings)
+        return next(iter(start), None)
 
-    def _nearest(self, embeddings: Any) -> str:
-        gate: Any = self._gate
-        return gate.nearest(embeddings)
-
-    def _embed(self, task: Task) -> Optional[Tensor]:
-        if not self._gate.needs_embeddings:
-            return None
-        loader = self.data.prototype_loader(self.runner, task,
-                                            self.val_dataloader,
-                                            self.max_prototype_images)
-        return embed_images(self.model, loader)
-
-    def _finished_jobs(self, learned: int) -> Dict[str, float]:
-        """Seconds of the tasks that an earlier run has learned."""
-        found = {}
-        for index in range(learned, len(self.tasks)):
-            path = self._job(index).results_path
-            if path.exists():
-                seconds = StreamResults.load(path).cost.train_seconds[index]
-                if not np.isnan(seconds):
-                    found[self.tasks[index].name] = float(seconds)
-        return found
-
-    def _submit(self, name: str, start: Optional[str]) -> 'Future[float]':
-        index = [task.name for task in self.tasks].index(name)
+    def _submit(self, name: str, start: Optional[str]) -> 'Future[Any]':
         needed = [] if start is None else [start]
         if self.model.backbone.base_training == 'first_task':
             # only the very first expert trains the base
-            needed.append(self.tasks[0].name)
+            needed.append(self.names[0])
+        library = self.work_dir.library.resolve()
+        libraries = {'': library}
+        for each in needed:
+            is_kept = each in self.model.expert_names
+            libraries[each] = library if is_kept else self._worker(
+                each).library.resolve()
         cfg = self.runner.cfg.copy()
         cfg.randomness = dict(
             cfg.get('randomness', {}), seed=self.results.seed)
+        cfg.work_dir = str(self._worker(name).path.resolve())
+        cfg.resume = True
         self.runner.logger.info(f'task {name!r} begins, from '
                                 f'{"the base" if start is None else start}')
-        return self.executor.submit(
+        call = partial(
             learn_expert,
-            ExpertJob(
-                cfg=cfg,
-                index=index,
-                start=start,
-                base=self.earlier.library.resolve(),
-                experts={n: self._library_of(n)
-                         for n in needed},
-                work_dir=self._job(index).work_dir.resolve()))
+            index=self.names.index(name),
+            start=start,
+            libraries=libraries)
+        return self.executor.submit(call, cfg)
 
-    def _collect(self, name: str, seconds: float) -> None:
-        self._seconds[name] = seconds
+    def _collect(self, name: str) -> None:
         self.runner.logger.info(f'task {name!r} is learned')
-        self._take_over()
+        self._import_finished()
 
-    def _take_over(self) -> None:
+    def _import_finished(self) -> None:
         """Move what is finished to the library, in the stream's order."""
         for index in range(len(self.model.expert_names), len(self.tasks)):
-            task, job = self.tasks[index], self._job(index)
-            if task.name not in self._seconds:
+            task = self.tasks[index]
+            worker, seconds = self._worker(task.name), self._seconds(task.name)
+            if seconds is None:
                 return
-            expert = ExpertStore(job.library).load(task.name)
-            expert.prototypes = self._gate.state(task.name)
-            self.model.import_expert(expert)
-            self._keep(index, task, self._seconds[task.name])
-            mine = self.earlier.task_folder(index, task)
-            if not mine.exists():
-                mine.parent.mkdir(exist_ok=True)
-                job.task_folder(index, task).rename(mine)
+            expert = ExpertStore(worker.library).load(task.name)
+            prototypes = self._gate.state(task.name)
+            self.model.import_expert(
+                replace(
+                    expert, parts=dict(expert.parts, prototypes=prototypes)))
+            self.keep(index, task, seconds)
+            folder = self.work_dir.task_folder(index, task)
+            if not folder.exists():
+                folder.parent.mkdir(exist_ok=True)
+                worker.task_folder(index, task).rename(folder)
 
-    def _job(self, index: int) -> WorkDir:
-        """Where the process that learns a task works."""
-        return WorkDir(self.earlier.work_dir / 'workers' /
-                       f'{index:02d}_{self.tasks[index].name}')
+    def _seconds(self, name: str) -> Optional[float]:
+        """Training time of a task that a process has learned."""
+        path = self._worker(name).results_path
+        if path.exists():
+            cost = StreamResults.load(path).cost
+            seconds = float(cost.train_seconds[self.names.index(name)])
+            return None if np.isnan(seconds) else seconds
+        return None
 
-    def _library_of(self, name: str) -> Path:
-        if name in self.model.expert_names:
-            return self.earlier.library.resolve()
-        names = [task.name for task in self.tasks]
-        return self._job(names.index(name)).library.resolve()
+    def _worker(self, name: str) -> WorkDir:
+        """Work dir of the process that learns a task."""
+        folder = f'{self.names.index(name):02d}_{name}'
+        return WorkDir(self.work_dir.path / 'workers' / folder)
 
 
-def _refuse_fused(task: Task) -> Dict[str, float]:
+def _refuse_fused(task: Task) -> None:
     raise ValueError(
         f"init_from='fused' of task {task.name!r} waits for all experts "
         "before it, so nothing could be learned at the same time: use "
         "tools/train.py, or init_from='nearest'")
 
 
-def learn_experts(cfg: Config, executor: TaskExecutor,
-                  num_workers: int) -> None:
-    """Learn the tasks of a stream at the same time.
+def learn_experts(cfg: Config, executor: Any, num_workers: int) -> None:
+    """Learn the tasks of a stream at the same time, but evaluate nothing.
 
     Args:
-        cfg (Config): Of the stream; its work dir gets library and results,
-            but no evaluated row.
-        executor (TaskExecutor): Where tasks run.
+        cfg (Config): Of the stream; its work dir gets library and results.
+        executor (Any): See :func:`build_executor`.
         num_workers (int): Tasks that run at the same time at most.
 
     Raises:
@@ -476,7 +391,23 @@ def learn_experts(cfg: Config, executor: TaskExecutor,
             experts.
         RuntimeError: If a task fails; names it and says how to go on.
     """
-    runner = Runner.from_cfg(cfg)
-    stream_loop(
-        ParallelTaskLoop, runner, executor=executor, num_workers=num_workers)
+    kind = cfg.train_cfg.get('type')
+    if kind != 'IncrementalTaskLoop':
+        raise ValueError('train_cfg.type must be IncrementalTaskLoop to learn '
+                         f'the tasks of a stream, got {kind!r}')
+    _train(
+        ParallelTaskLoop,
+        Runner.from_cfg(cfg),
+        executor=executor,
+        num_workers=num_workers)
+
+
+def _train(kind: Any, runner: Runner, **changes: Any) -> None:
+    """Train with another loop over the stream of the runner's config.
+
+    The config itself, which experts and results quote, stays as it is.
+    """
+    settings = {k: v for k, v in runner.cfg.train_cfg.items() if k != 'type'}
+    settings.update(dataloader=runner.cfg.train_dataloader, **changes)
+    runner._train_loop = kind(runner, **settings)
     runner.train()

@@ -1,82 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of other tasks that are trained beside a task's own."""
+"""Training images of a task, beside them images of other tasks."""
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from fractions import Fraction
-from itertools import count
-from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
-                    Set, Tuple)
+from itertools import count, islice
+from typing import Any, Dict, Iterator, Mapping, Optional, Set, Sized, Tuple
 
 import numpy as np
-from torch.utils.data import ConcatDataset, Sampler
+from mmengine.dist import get_dist_info
+from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset
 
 from mmseg.datasets import MultiImageMixDataset
+from mmseg.registry import DATA_SAMPLERS
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
-from .snapshot import sample_seed
-from .task_images import PositionedSampler, SeededDataset, TaskImages
+from .snapshot import sample_seed, seeded
+
+# Name of a stream of images, position in the stream, image in the dataset.
+Item = Tuple[str, int, int]
 
 
-class MixedImages:
-    """A task's own images, and behind them those of other tasks.
+class TrainingImages(Dataset):
+    """Images whose random transforms depend on their position alone.
+
+    A sample is the same in any worker, and after a run was interrupted, if
+    transforms draw from the generators of Python, numpy or torch, as all of
+    mmcv's and mmseg's do. It names its task in the metainfo ``task``.
 
     Args:
-        own (SeededDataset): Of the task.
-        rehearsed (SeededDataset): Of other tasks.
+        images (Mapping[str, Subset]): By task, the task's own first.
+        seed (int): Of the run.
     """
 
-    def __init__(self, own: SeededDataset, rehearsed: SeededDataset) -> None:
-        self.own = own
-        self.rehearsed = rehearsed
-
-    @property
-    def metainfo(self) -> dict:
-        """dict: Of the task's own images."""
-        return self.own.metainfo
+    def __init__(self, images: Mapping[str, Subset], seed: int) -> None:
+        self._tasks = list(images)
+        self._images: ConcatDataset = ConcatDataset(images.values())
+        self._seed = seed
+        own: Any = images[self._tasks[0]].dataset
+        self.metainfo = own.metainfo
 
     def __len__(self) -> int:
-        return len(self.own) + len(self.rehearsed)
+        return len(self._images)
 
-    def __getitem__(self, item: Tuple[int, int]) -> Any:
-        position, index = item
-        if index < len(self.own):
-            return self.own[position, index]
-        return self.rehearsed[position, index - len(self.own)]
+    def __getitem__(self, item: Item) -> Any:
+        stream, position, index = item
+        with seeded(sample_seed(self._seed, stream, position)):
+            sample = self._images[index]
+        place = bisect_right(self._images.cumulative_sizes, index)
+        sample['data_samples'].set_metainfo(dict(task=self._tasks[place]))
+        return sample
 
 
-class MixedSampler(Sampler):
-    """Takes turns between two streams, each with a sampler of its own.
+class PositionedSampler(Sampler):
+    """Another sampler, repeated without end, that can start anywhere.
 
-    Which stream a turn belongs to depends on the turn alone: as soon as
-    ``share`` of the turns so far make up one more whole image, it is a
-    rehearsed one. So every process has the same mixture in each batch, and
-    the task's own images come in the order, and with the augmentations, that
-    they have without rehearsal.
-
-    Yields ``(position, index)``: the position in the image's own stream of
-    all processes together, and the image in :class:`MixedImages`.
+    Positions are those in the stream of all processes together. Skipping
+    draws indices only, no image is read.
 
     Args:
-        dataset (MixedImages): The images.
-        sampler (dict): Config of any sampler, used for both streams.
-        share (Fraction): Of rehearsed images, above 0 and below 1.
-        seed (int, optional): Of the run. Defaults to None.
+        images (Sized): The images.
+        sampler (dict): Config of any sampler.
+        seed (int): Handed to it.
+        stream (str): Name of the stream.
+        first (int): Index of the first image. Defaults to 0.
 
     Raises:
-        ValueError: While iterating, if a sampler yields nothing.
+        ValueError: While iterating, if the sampler yields nothing.
     """
 
     def __init__(self,
-                 dataset: MixedImages,
+                 images: Sized,
                  sampler: Dict[str, Any],
-                 share: Fraction,
-                 seed: Optional[int] = None) -> None:
-        self._own = PositionedSampler(dataset.own, sampler, seed)
-        # for each task another order, or a part of the images would come
-        # in every task and another in none
-        stream = sample_seed(seed, dataset.rehearsed.stream, 'order')
-        self._rehearsed = PositionedSampler(dataset.rehearsed, sampler, stream)
-        self._offset = len(dataset.own)
+                 seed: int,
+                 stream: str,
+                 first: int = 0) -> None:
+        self.sampler = DATA_SAMPLERS.build(
+            sampler, default_args=dict(dataset=images, seed=seed))
+        self._stream = stream
+        self._first = first
+        self._rank, self._world_size = get_dist_info()
+        self._start = 0
+
+    def skip(self, num_samples: int) -> None:
+        """Begin behind the first ``num_samples`` of this process."""
+        self._start = num_samples
+
+    def __iter__(self) -> Iterator[Item]:
+        turns = enumerate(self._indices())
+        for turn, index in islice(turns, self._start, None):
+            position = turn * self._world_size + self._rank
+            yield self._stream, position, self._first + index
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def _indices(self) -> Iterator[int]:
+        for epoch in count():
+            if hasattr(self.sampler, 'set_epoch'):
+                self.sampler.set_epoch(epoch)
+            is_empty = True
+            for index in self.sampler:
+                is_empty = False
+                yield index
+            if is_empty:
+                raise ValueError(
+                    f'train_dataloader.sampler {type(self.sampler).__name__} '
+                    f'gives process {self._rank} no image: use '
+                    'InfiniteSampler, or fewer processes')
+
+
+class MixedSampler(Sampler):
+    """Turns of own and rehearsed images.
+
+    As soon as ``share`` of the turns so far make up one more whole image,
+    it is a rehearsed one. So every process has the same mixture in each
+    batch, and the task's own images come in the order, and with the
+    augmentations, that they have without rehearsal.
+
+    Args:
+        own (PositionedSampler): Of the task's own images.
+        rehearsed (PositionedSampler): Of images of other tasks.
+        share (Fraction): Of rehearsed images, above 0 and below 1.
+    """
+
+    def __init__(self, own: PositionedSampler, rehearsed: PositionedSampler,
+                 share: Fraction) -> None:
+        self._own = own
+        self._rehearsed = rehearsed
         self._share = share
         self._start = 0
 
@@ -87,15 +138,11 @@ class MixedSampler(Sampler):
         self._own.skip(num_samples - rehearsed)
         self._rehearsed.skip(rehearsed)
 
-    def __iter__(self) -> Iterator[Tuple[int, int]]:
+    def __iter__(self) -> Iterator[Item]:
         own, rehearsed = iter(self._own), iter(self._rehearsed)
         for turn in count(self._start):
             before, after = map(self._rehearsed_before, (turn, turn + 1))
-            if before == after:
-                yield next(own)
-            else:
-                position, index = next(rehearsed)
-                yield position, self._offset + index
+            yield next(own if before == after else rehearsed)
 
     def __len__(self) -> int:
         return len(self._own) + len(self._rehearsed)
@@ -104,223 +151,173 @@ class MixedSampler(Sampler):
         return int(turn * self._share)
 
 
-_FIELDS = ('tasks', 'images_per_task', 'share')
-_TASKS = ('seen', 'all')
-
-
 class Rehearsal:
-    """Which images of which other tasks are trained, and how often.
+    """Images of other tasks that are trained beside a task's own.
 
     ``tasks='seen'`` is replay (experience replay: Chaudhry et al. 2019,
     1902.10486, there with a buffer filled while the images stream by): some
     images of each earlier task are kept. ``tasks='all'`` is joint training,
     cut into as many parts as there are tasks: every task of the stream,
-    later ones included.
+    later ones included. Without a config, no image of another task is seen.
 
-    The kept images of a task depend on the seed and the task alone: its
-    list of images is cut into ``images_per_task`` equal stretches, and one
-    image is drawn from each, since neighbours of a video look alike. They
-    are read from where the dataset lies; no copy is made.
+    A task's list of images is cut into ``images_per_task`` equal stretches,
+    and one image of each is kept, drawn from seed and task, since
+    neighbours of a video look alike. No copy is made.
 
     Args:
-        config (Mapping[str, Any]): ``train_cfg.rehearsal``, with ``tasks``
-            ('seen' or 'all'); ``images_per_task``, of which a task with
-            fewer images keeps all (None, the default, keeps all images of
-            every task); and ``share``, the share of rehearsed images in
-            training, 0 to 1 (None: every image is as likely as any other).
-            Defaults to 0.5.
+        config (Mapping[str, Any], optional): ``train_cfg.rehearsal``, with
+            ``tasks`` ('seen' or 'all'); ``images_per_task`` (None, the
+            default, keeps all images); and ``share`` of rehearsed images in
+            training (None: every image is as likely as any other, defaults
+            to 0.5).
         datasets (Mapping[str, Any]): Training images by the name of their
             task, in the order of the stream.
         seed (int): Of the run.
 
     Raises:
-        ValueError: If a field is unknown or out of its range, or a dataset
-            does not say where its files are, or mixes images that are kept
-            with others.
+        ValueError: If a dataset does not list its files, or mixes images
+            that are kept with others.
     """
 
-    def __init__(self, config: Mapping[str, Any], datasets: Mapping[str, Any],
-                 seed: int) -> None:
-        check_rehearsal_config(config)
-        self.tasks: str = config['tasks']
-        self.images_per_task: Optional[int] = config.get('images_per_task')
-        self.share: Optional[float] = config.get('share', 0.5)
-        self._names = list(datasets)
-        self._images = {
-            name: TaskImages(dataset, name, self._chosen(dataset, name, seed))
-            for name, dataset in datasets.items()
-        }
+    def __init__(self, config: Optional[Mapping[str, Any]],
+                 datasets: Mapping[str, Any], seed: int) -> None:
+        self.config = dict(config or {})
+        self._is_joint = self.config.get('tasks') == 'all'
         self._seed = seed
-        # before training starts: a dataset may not tell its files
-        self._files = {
-            name: _files_of(images)
-            for name, images in self._images.items()
-        }
-
-    def others(self, task: str) -> List[str]:
-        """Names of the tasks whose images are trained beside ``task``'s."""
-        position = self._names.index(task)
-        later = self._names[position + 1:] if self.tasks == 'all' else []
-        return self._names[:position] + later
-
-    def images(self, task: str) -> TaskImages:
-        """The images of a task that are kept for others."""
-        return self._images[task]
+        self._names = list(datasets)
+        self._own = {n: Subset(d, range(len(d))) for n, d in datasets.items()}
+        self._kept: Dict[str, Subset] = {}
+        self._files: Dict[str, Set[str]] = {}
+        for name in self._names if config else ():
+            self._kept[name] = self._choose(name)
+            # before training starts: a dataset may not list its files
+            self._files[name] = _files_of(self._kept[name], name)
 
     def kept_bytes(self, index: int) -> int:
-        """What the images take that must be kept after a task.
+        """Bytes on disk of the images and labels to keep after a task.
+
+        Those of all tasks up to this one, or of the whole stream where later
+        tasks are rehearsed as well; 0 without rehearsal.
 
         Args:
             index (int): Position of the task in the stream.
-
-        Returns:
-            int: Bytes on disk of images and labels: those of all tasks up
-            to this one, or of the whole stream where later tasks are
-            rehearsed as well.
         """
-        last = len(self._names) if self.tasks == 'all' else index + 1
-        files = set().union(*(self._files[n] for n in self._names[:last]))
+        last = len(self._names) if self._is_joint else index + 1
+        files: Set[str] = set().union(*(self._files.get(name, ())
+                                        for name in self._names[:last]))
         return sum(os.path.getsize(path) for path in files)
 
-    def mix(self, own: SeededDataset, task: str,
-            sampler: Dict[str, Any]) -> Optional[Dict[str, Any]]:
-        """A task's own images with those of other tasks.
+    def mix(self, task: str, sampler: Dict[str, Any]) -> Dict[str, Any]:
+        """A task's own images, with those of other tasks.
 
         Args:
-            own (SeededDataset): Images of the task.
             task (str): Its name.
-            sampler (dict): Config of the sampler.
+            sampler (dict): Config of the sampler, used for both.
 
         Returns:
-            dict, optional: ``dataset`` and ``sampler`` for the loader; None
-            for the first task of replay, which has no other to rehearse.
+            dict: ``dataset`` and ``sampler`` for the loader.
         """
-        others = [self._images[name] for name in self.others(task)]
-        if not others:
-            return None
-        # no task's name has a slash
-        rehearsed = SeededDataset(
-            ConcatDataset(others), self._seed, f'{task}/rehearsed')
-        share = Fraction(len(rehearsed), len(own) + len(rehearsed))
-        if self.share is not None:
-            share = Fraction(str(self.share))
+        own, others = self._own[task], self._others(task)
+        mixed: Sampler
+        mixed = alone = PositionedSampler(own, sampler, self._seed, task)
+        if others:
+            size = sum(map(len, others.values()))
+            # no task's name has a slash
+            stream = f'{task}/rehearsed'
+            # for each task another order, or a part of the images would
+            # come in every task and another in none
+            order = sample_seed(self._seed, stream, 'order')
+            share = self.config.get('share', 0.5)
+            mixed = MixedSampler(
+                alone,
+                PositionedSampler(
+                    range(size), sampler, order, stream, first=len(own)),
+                Fraction(size, size +
+                         len(own)) if share is None else Fraction(str(share)))
+        images = TrainingImages({task: own, **others}, self._seed)
+        # a sampler that was built cannot be copied, as a runner does
         return dict(
-            dataset=MixedImages(own, rehearsed),
-            sampler=dict(type=MixedSampler, sampler=sampler, share=share))
+            dataset=images, sampler=dict(type=lambda dataset, seed: mixed))
 
-    def _chosen(self, dataset: Any, task: str,
-                seed: int) -> Optional[List[int]]:
-        """Indices of the kept images; None for all."""
-        length, count = len(dataset), self.images_per_task
-        if count is None or count >= length:
-            return None
-        _check_single(dataset, task)
-        edges = np.arange(count + 1) * length // count
-        draw = np.random.default_rng(sample_seed(seed, task, 'kept images'))
-        return draw.integers(edges[:-1], edges[1:]).tolist()
+    def _others(self, task: str) -> Dict[str, Subset]:
+        position = self._names.index(task)
+        later = self._names[position + 1:] if self._is_joint else []
+        names = self._names[:position] + later if self._kept else []
+        return {name: self._kept[name] for name in names}
+
+    def _choose(self, task: str) -> Subset:
+        """One image of each equal stretch, or all images."""
+        images, number = self._own[task], self.config.get('images_per_task')
+        if number is None or number >= len(images):
+            return images
+        if _is_mixed(images.dataset):
+            raise ValueError(
+                f'train_dataset of task {task!r} is a MultiImageMixDataset, '
+                'which would mix the kept images with images that are not '
+                'kept: remove it, or train_cfg.rehearsal.images_per_task.')
+        edges = np.arange(number + 1) * len(images) // number
+        draw = np.random.default_rng(
+            sample_seed(self._seed, task, 'kept images'))
+        chosen = draw.integers(edges[:-1], edges[1:])
+        return Subset(images.dataset, chosen.tolist())
 
 
-def check_rehearsal_config(config: Any) -> None:
-    """Refuse settings that mean nothing.
+def check_rehearsal(model: ContinualSegmentor, config: Any) -> None:
+    """Refuse settings that mean nothing, or that a method cannot learn from.
 
     Args:
+        model (ContinualSegmentor): The method.
         config (Any): ``train_cfg.rehearsal``.
 
     Raises:
         ValueError: Naming the field and its value.
     """
     where = 'train_cfg.rehearsal'
-    if not isinstance(config, Mapping) or not set(config) <= set(_FIELDS):
-        raise ValueError(f'{where} must be a dict with some of {_FIELDS}, '
-                         f'got {config!r}')
-    if config.get('tasks') not in _TASKS:
-        raise ValueError(
-            f"{where}.tasks must be 'seen' (replay) or 'all' (joint "
-            f'training), got {config.get("tasks")!r}')
-    count = config.get('images_per_task')
-    if count is not None and (type(count) is not int or count < 1):
+    known = ('tasks', 'images_per_task', 'share')
+    if config is not None and (not isinstance(config, Mapping)
+                               or not set(config) <= set(known)):
+        raise ValueError(f'{where} must be a dict with some of {known}, got '
+                         f'{config!r}')
+    settings = dict(config or {})
+    tasks, number = settings.get('tasks'), settings.get('images_per_task')
+    share = settings.get('share', 0.5)
+    if config is not None and tasks not in ('seen', 'all'):
+        raise ValueError(f"{where}.tasks must be 'seen' (replay) or 'all' "
+                         f'(joint training), got {tasks!r}')
+    if number is not None and (type(number) is not int or number < 1):
         raise ValueError(f'{where}.images_per_task must be a whole number '
-                         f'>= 1, or None for all images, got {count!r}')
-    share = config.get('share', 0.5)
+                         f'>= 1, or None for all images, got {number!r}')
     if share is not None and (type(share) is not float or not 0 < share < 1):
         raise ValueError(
             f'{where}.share must lie above 0 (no rehearsal: leave it out) '
-            f'and below 1, or be None for a share in proportion to the '
+            'and below 1, or be None for a share in proportion to the '
             f'number of images, got {share!r}')
+    if tasks not in model.rehearses:
+        possible = ' or '.join(
+            f'with {where}=dict(tasks={t!r}, ...)' if t else f'without {where}'
+            for t in model.rehearses)
+        raise ValueError(f'{where} is {config and settings}, but '
+                         f'{type(model).__name__} is trained {possible}: '
+                         'change the one or the other.')
 
 
-def check_rehearses(model: ContinualSegmentor,
-                    config: Optional[Mapping[str, Any]]) -> None:
-    """Refuse a method that cannot learn from the images it would get.
-
-    Args:
-        model (ContinualSegmentor): The method.
-        config (Mapping[str, Any], optional): ``train_cfg.rehearsal``.
-
-    Raises:
-        ValueError: Saying what the method can do.
-    """
-    tasks = config and config.get('tasks')
-    if tasks in model.rehearses:
-        return
-    meanings = {
-        None: 'without train_cfg.rehearsal',
-        'seen': "with train_cfg.rehearsal=dict(tasks='seen', ...)",
-        'all': "with train_cfg.rehearsal=dict(tasks='all', ...)"
-    }
-    possible = ' or '.join(meanings[t] for t in model.rehearses)
-    raise ValueError(
-        f'train_cfg.rehearsal is {config and dict(config)}, but '
-        f'{type(model).__name__} is trained {possible}: change the one or '
-        'the other.')
+def _is_mixed(dataset: Any) -> bool:
+    """Whether a wrapper, at any depth, puts several images together."""
+    inner = list(getattr(dataset, 'datasets', ()))
+    inner += [dataset.dataset] if hasattr(dataset, 'dataset') else []
+    return isinstance(dataset, MultiImageMixDataset) or any(
+        map(_is_mixed, inner))
 
 
-def check_extension(config: Optional[Mapping[str, Any]],
-                    learned: Sequence[str], tasks: Sequence[str]) -> None:
-    """Refuse more tasks for a stream that is trained jointly.
-
-    Args:
-        config (Mapping[str, Any], optional): ``train_cfg.rehearsal``.
-        learned (Sequence[str]): Tasks of the run that is resumed.
-        tasks (Sequence[str]): Tasks of the config.
-
-    Raises:
-        ValueError: Naming the new tasks.
-    """
-    new = [task for task in tasks if task not in learned]
-    if config and config.get('tasks') == 'all' and new:
-        raise ValueError(
-            f"train_cfg.rehearsal.tasks='all': the tasks {new} would have to "
-            'be trained beside those that this run has learned without '
-            'them. Choose another --work-dir.')
-
-
-def _check_single(dataset: Any, task: str) -> None:
-    """Refuse a wrapper that adds images which are not kept."""
-    if isinstance(dataset, MultiImageMixDataset):
-        raise ValueError(
-            f'train_dataset of task {task!r} is a MultiImageMixDataset, which '
-            'would mix the kept images with images that are not kept: remove '
-            'it, or train_cfg.rehearsal.images_per_task.')
-    for each in getattr(dataset, 'datasets', ()):
-        _check_single(each, task)
-    if hasattr(dataset, 'dataset'):
-        _check_single(dataset.dataset, task)
-
-
-def _files_of(images: TaskImages) -> Set[str]:
+def _files_of(images: Subset, task: str) -> Set[str]:
     """Paths of images and labels."""
-    dataset = images.dataset
-    while not hasattr(dataset, 'get_data_info') and hasattr(
-            dataset, 'dataset'):
-        dataset = dataset.dataset
+    dataset: Any = images.dataset
     if not hasattr(dataset, 'get_data_info'):
         raise ValueError(
-            f'train_dataset of task {images.task!r}: {type(dataset).__name__} '
-            'has no get_data_info, so that the size of its images cannot be '
-            'told: use a dataset of mmengine for train_cfg.rehearsal.')
-    chosen = range(len(dataset)) if images.indices is None else images.indices
-    infos = (dataset.get_data_info(index) for index in chosen)
+            f'train_dataset of task {task!r}: {type(dataset).__name__} '
+            'has no get_data_info, so that the size of its images is '
+            'unknown: use a dataset of mmengine for train_cfg.rehearsal.')
+    infos = (dataset.get_data_info(index) for index in images.indices)
     return {
         os.path.abspath(info[key])
         for info in infos

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do about a task whose training is lost."""
+"""Random state, and snapshots that training goes on from bit by bit."""
 from __future__ import annotations
 
 import contextlib
@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator
 
 import numpy as np
 import torch
@@ -18,21 +18,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmseg_mile.library.files import write_file
+from mmseg_mile.structures import TensorDict
 
-
-def diverged(what: str, iteration: int) -> FloatingPointError:
-    """The error that stops a task.
-
-    Args:
-        what (str): What was found.
-        iteration (int): Iterations of the task that are done.
-    """
-    return FloatingPointError(
-        f'{what} at iteration {iteration} of this task. Tasks finished '
-        'before it are kept: lower optim_wrapper.optimizer.lr, or set '
-        "optim_wrapper.clip_grad, say so in train_cfg.changed_settings="
-        "['optim_wrapper'], and run the same command with --resume; this "
-        'task then begins anew.')
+_SCHEMA = 2
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def sample_seed(*parts: object) -> int:
@@ -43,14 +32,7 @@ def sample_seed(*parts: object) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw as ``seed`` says inside the block, then go on as before it.
-
-    Python's, numpy's and torch's generators of the CPU; a GPU's is left
-    alone.
-
-    Args:
-        seed (int): Below 2 ** 32.
-    """
+    """Draw from a seed (below 2 ** 32) on the CPU inside the block only."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -84,28 +66,35 @@ def set_random_state(state: Dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state['cuda'])
 
 
-_PLAIN = (bool, int, float, str, type(None))
+def divergence(found: str, iteration: int) -> FloatingPointError:
+    """The error that stops a task at values such as 'the loss is nan'."""
+    return FloatingPointError(
+        f'{found} at iteration {iteration} of this task. Tasks finished '
+        'before it are kept: lower optim_wrapper.optimizer.lr, or set '
+        "optim_wrapper.clip_grad, say so in train_cfg.changed_settings="
+        "['optim_wrapper'], and run the same command with --resume; this "
+        'task then begins anew.')
 
 
-def pack(value: Any, tensors: Dict[str, Tensor], path: str) -> Any:
+def pack(value: Any, tensors: TensorDict, path: str = '') -> Any:
     """JSON form of a nested state; its tensors are put into ``tensors``.
 
     Args:
         value (Any): Dicts, lists, tuples, numbers, strings, None, tensors.
         tensors (dict[str, Tensor]): Receives every tensor under its path.
-        path (str): Where ``value`` stands.
+        path (str): Keys that lead to ``value``. Defaults to ''.
 
     Raises:
-        ValueError: If it holds anything else; says where.
+        ValueError: If it holds anything else; names the path.
     """
     if isinstance(value, Tensor):
         tensors[path] = value
         return dict(tensor=path)
     if isinstance(value, dict):
         # pairs, because optimizers number their parameters
-        return dict(
-            dict=[[pack(k, tensors, path),
-                   pack(v, tensors, f'{path}/{k}')] for k, v in value.items()])
+        return dict(dict=[[pack(k, tensors),
+                           pack(v, tensors, f'{path}/{k}')]
+                          for k, v in value.items()])  # yapf: disable
     if isinstance(value, (list, tuple)):
         items = [pack(v, tensors, f'{path}/{i}') for i, v in enumerate(value)]
         return dict(tuple=items) if isinstance(value, tuple) else items
@@ -117,7 +106,7 @@ def pack(value: Any, tensors: Dict[str, Tensor], path: str) -> Any:
                      'kept to resume from')
 
 
-def unpack(value: Any, tensors: Dict[str, Tensor]) -> Any:
+def unpack(value: Any, tensors: TensorDict) -> Any:
     """The state that :func:`pack` was given."""
     if isinstance(value, list):
         return [unpack(v, tensors) for v in value]
@@ -131,72 +120,8 @@ def unpack(value: Any, tensors: Dict[str, Tensor]) -> Any:
     return {unpack(k, tensors): unpack(v, tensors) for k, v in content}
 
 
-_SCHEMA = 1
-
-
-def write_snapshot(path: Path, state: Dict[str, Any]) -> None:
-    """Write a state in one step; an older one stays until then.
-
-    Args:
-        path (Path): The file.
-        state (dict): As in :func:`pack`.
-
-    Raises:
-        OSError: If the disk is full or fails; names the file.
-        ValueError: If the state holds something that is no plain data.
-    """
-    tensors: Dict[str, Tensor] = {}
-    text = json.dumps(
-        dict(schema=_SCHEMA, state=pack(state, tensors, 'state')))
-    tensors = {
-        k: v.detach().to('cpu', copy=True).contiguous()
-        for k, v in tensors.items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(
-        path,
-        save(tensors, dict(content=text, checksum=_checksum(text, tensors))))
-
-
-def read_snapshot(path: Path) -> Dict[str, Any]:
-    """Read what :func:`write_snapshot` wrote; runs no code of the file.
-
-    Raises:
-        ValueError: If it is broken, changed or of another version; names the
-            file.
-    """
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(_broken(path, error)) from error
-    text = metadata.get('content', '')
-    if metadata.get('checksum') != _checksum(text, tensors):
-        raise ValueError(_broken(path, 'its checksum differs'))
-    content = json.loads(text)
-    if content['schema'] != _SCHEMA:
-        raise ValueError(_broken(path, f'schema {content["schema"]}'))
-    return unpack(content['state'], tensors)
-
-
-def _checksum(text: str, tensors: Dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for key in sorted(tensors):
-        digest.update(tensors[key].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _broken(path: Path, why: object) -> str:
-    return (f'{path} cannot be resumed from ({why}): remove it, and its task '
-            'is trained from its beginning.')
-
-
-_NAME = 'snapshot.safetensors'
-
-
 class TaskSnapshot:
-    """What training a task has changed so far, in one file.
+    """State of a task's training so far, in one file without pickle.
 
     Trainable parameters, all buffers, optimizer, schedulers and the random
     state of every process. What is frozen is known without it. An older
@@ -207,22 +132,16 @@ class TaskSnapshot:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / _NAME
-
-    def exists(self) -> bool:
-        """Whether there is one."""
-        return self.path.exists()
+        self.path = folder / 'snapshot.safetensors'
 
     def discard(self) -> None:
-        """Forget it: the task is finished, or begins anew."""
+        """Remove it: the task is finished, or begins anew."""
         if is_main_process():
             self.path.unlink(missing_ok=True)
 
     def save(self, runner: Runner, model: nn.Module, iteration: int,
              seconds: float) -> None:
-        """Replace the snapshot by the state as it is now.
-
-        Every process must call it after the same iteration.
+        """Replace the snapshot; every process calls it.
 
         Args:
             runner (Runner): Whose optimizer and schedulers.
@@ -235,21 +154,31 @@ class TaskSnapshot:
                 snapshot is kept.
         """
         own = dict(random=random_state(), buffers=dict(model.named_buffers()))
-        state = dict(
-            iteration=iteration,
-            seconds=seconds,
-            parameters=_trainable(model),
-            optimizer=runner.optim_wrapper.state_dict(),
-            schedulers=[_plain(s.state_dict()) for s in _schedulers(runner)],
-            processes=all_gather_object(own))
-        lost = _not_finite(state, model)
-        if lost is not None:
-            raise diverged(f'{lost} is not finite', iteration)
+        tensors: TensorDict = {}
+        state = pack(
+            dict(
+                iteration=iteration,
+                seconds=seconds,
+                parameters=_trainable(model),
+                optimizer=runner.optim_wrapper.state_dict(),
+                # some hold a function, which their config says again
+                schedulers=[{
+                    key: value
+                    for key, value in s.state_dict().items()
+                    if not callable(value)
+                } for s in runner.param_schedulers or []],
+                processes=all_gather_object(own)),
+            tensors)
+        for path, value in tensors.items():
+            # masks may be infinite, but nothing may be NaN
+            bad = value.isnan() if '/buffers/' in path else ~value.isfinite()
+            if bad.any():
+                raise divergence(f'{path} is not finite', iteration)
         if is_main_process():
-            write_snapshot(self.path, state)
+            self._write(json.dumps(dict(schema=_SCHEMA, state=state)), tensors)
 
     def restore(self, runner: Runner, model: nn.Module) -> Dict[str, Any]:
-        """Bring model, optimizer and schedulers to where they were.
+        """Bring model, optimizer and schedulers to the kept state.
 
         Returns:
             dict: ``iteration``, ``seconds``, and ``random``, the random
@@ -258,69 +187,74 @@ class TaskSnapshot:
         Raises:
             ValueError: If the file is broken, or of another model.
         """
-        state = read_snapshot(self.path)
+        state = self._read()
         own = state['processes'][get_rank()]
         self._copy(_trainable(model), state['parameters'])
         self._copy(dict(model.named_buffers()), own['buffers'])
         runner.optim_wrapper.load_state_dict(state['optimizer'])
-        _lay_out(runner.optim_wrapper.optimizer)
-        for scheduler, known in zip(_schedulers(runner), state['schedulers']):
+        _match_memory_format(runner.optim_wrapper.optimizer)
+        for scheduler, known in zip(runner.param_schedulers or [],
+                                    state['schedulers']):
             scheduler.load_state_dict(known)
         return dict(
             iteration=state['iteration'],
             seconds=state['seconds'],
             random=own['random'])
 
+    def _write(self, text: str, tensors: TensorDict) -> None:
+        tensors = {
+            key: value.detach().to('cpu', copy=True).contiguous()
+            for key, value in tensors.items()
+        }
+        metadata = dict(content=text, checksum=_checksum(text, tensors))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.path, save(tensors, metadata))
+
+    def _read(self) -> Dict[str, Any]:
+        try:
+            with safe_open(str(self.path), framework='pt') as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except (OSError, SafetensorError) as error:
+            raise self._unusable(error) from error
+        text = metadata.get('content', '')
+        if metadata.get('checksum') != _checksum(text, tensors):
+            raise self._unusable('its checksum differs')
+        content = json.loads(text)
+        if content['schema'] != _SCHEMA:
+            raise self._unusable(f'schema {content["schema"]}')
+        return unpack(content['state'], tensors)
+
     @torch.no_grad()
-    def _copy(self, target: Dict[str, Tensor], source: Dict[str,
-                                                            Tensor]) -> None:
-        wrong = sorted(set(target) ^ set(source)) or [
-            name for name in target if target[name].shape != source[name].shape
-        ]
-        if wrong:
-            raise ValueError(
-                f'{self.path} is of another model, {wrong[0]} differs: '
-                'remove it, and its task is trained from its beginning.')
+    def _copy(self, target: TensorDict, source: TensorDict) -> None:
+        for name in sorted({*target, *source}):
+            if (name not in target or name not in source
+                    or target[name].shape != source[name].shape):
+                raise self._unusable(f'of another model, {name} differs')
         for name, value in target.items():
             value.copy_(source[name])
 
+    def _unusable(self, why: object) -> ValueError:
+        return ValueError(
+            f'{self.path} cannot be resumed from ({why}): remove it, and its '
+            'task is trained from its beginning.')
 
-def _trainable(model: nn.Module) -> Dict[str, Tensor]:
+
+def _checksum(text: str, tensors: TensorDict) -> str:
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(tensors):
+        digest.update(tensors[key].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _trainable(model: nn.Module) -> TensorDict:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def _schedulers(runner: Runner) -> List[Any]:
-    return list(runner.param_schedulers or [])
-
-
-def _plain(state: Dict[str, Any]) -> Dict[str, Any]:
-    # some schedulers hold a function, which their config says again
-    return {k: v for k, v in state.items() if not callable(v)}
-
-
-def _lay_out(optimizer: Any) -> None:
-    """Give the state the memory layout of its parameter, as when made new.
-
-    Kernels round differently for another layout.
-    """
+def _match_memory_format(optimizer: Any) -> None:
+    """Lay the state out as its parameter: kernels round alike only then."""
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 values[key] = torch.empty_like(
                     parameter, dtype=value.dtype).copy_(value)
-
-
-def _not_finite(state: Dict[str, Any], model: nn.Module) -> Optional[str]:
-    """Name of a parameter or statistic that is lost."""
-    for name, value in state['parameters'].items():
-        if not torch.isfinite(value).all():
-            return name
-    for name, value in model.named_buffers():
-        # masks may be infinite, but nothing may be NaN
-        if torch.isnan(value).any():
-            return name
-    for index, values in state['optimizer']['state'].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and not torch.isfinite(value).all():
-                return f'{key} of parameter {index} in the optimizer'
-    return None

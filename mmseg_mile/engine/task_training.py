@@ -23,127 +23,6 @@ from mmseg.registry import OPTIM_WRAPPERS
 from .snapshot import TaskSnapshot, set_random_state
 
 
-def average_statistics(model: nn.Module) -> None:
-    """Give every process the mean of all processes' running statistics.
-
-    A plain batch norm sees the images of its own process only; what rank 0
-    keeps would not be what the others evaluate. Those of the frozen base
-    keep their values bit by bit. In a single process nothing changes.
-
-    Args:
-        model (nn.Module): Put into training mode, which tells the norm
-            layers that learn from those that are frozen.
-    """
-    model.train()
-    all_reduce_params(
-        (statistic
-         for module in model.modules() if isinstance(module, _BatchNorm)
-         and module.training and module.track_running_stats
-         for statistic in (module.running_mean, module.running_var)),
-        op='mean')
-
-
-@OPTIM_WRAPPERS.register_module()
-class Bfloat16OptimWrapper(OptimWrapper):
-    """Forward passes under bfloat16 autocast, on any device.
-
-    ``AmpOptimWrapper`` asks for a GPU because it scales losses for float16.
-    bfloat16 has the range of float32 and needs no scaling. Parameters,
-    their gradients and the optimizer stay float32.
-
-    Args:
-        **kwargs: As for ``OptimWrapper``.
-    """
-
-    @contextlib.contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast on the device of ``model``.
-
-        Args:
-            model (nn.Module): The model that is trained.
-        """
-        device = next(model.parameters()).device.type
-        with super().optim_context(model), torch.autocast(
-                device, dtype=torch.bfloat16):
-            yield
-
-
-class TaskTrainLoop(IterBasedTrainLoop):
-    """Trains one task, from its beginning or from its snapshot.
-
-    Args:
-        runner (Runner): Its optimizer and schedulers are the task's.
-        model (nn.Module): The runner's, unwrapped.
-        dataloader (DataLoader): Of a ``PositionedSampler``.
-        max_iters (int): Iterations of the task.
-        snapshot (TaskSnapshot): Taken every ``interval`` iterations.
-        interval (int): Iterations.
-    """
-
-    def __init__(self, runner: Runner, model: nn.Module,
-                 dataloader: DataLoader, max_iters: int,
-                 snapshot: TaskSnapshot, interval: int) -> None:
-        super().__init__(
-            runner,
-            dataloader,
-            max_iters=max_iters,
-            val_interval=max_iters + 1)
-        self._bare_model = model
-        self._snapshot = snapshot
-        self._interval = interval
-        self._earlier_seconds = 0.0
-        self._started = time.perf_counter()
-        self._random: Optional[Dict[str, Any]] = None
-
-    def resume(self) -> None:
-        """Take up the snapshot, if there is one.
-
-        Model, optimizer and schedulers must be ready for the task's first
-        iteration.
-        """
-        if not self._snapshot.exists():
-            return
-        known = self._snapshot.restore(self.runner, self._bare_model)
-        self._iter = known['iteration']
-        self._earlier_seconds = known['seconds']
-        self._random = known['random']
-        # as an iteration leaves it, should none be left
-        self.runner.model.train()
-        self.runner.logger.info(f'goes on after iteration {self._iter} of '
-                                f'{self._max_iters}')
-
-    def train(self) -> float:
-        """Run to the last iteration.
-
-        Returns:
-            float: Seconds, those before an interruption included.
-        """
-        # gradients that are still being gathered are not kept
-        accumulated = self.runner.optim_wrapper._accumulative_counts
-        self._interval = math.lcm(self._interval, accumulated)
-        self._started = time.perf_counter()
-        self.run()
-        self._draw_as_before()
-        return self._seconds()
-
-    def run_iter(self, data_batch: Sequence[dict]) -> None:
-        """One iteration, and a snapshot where it is due."""
-        # only now: starting the loader has drawn from the generators
-        self._draw_as_before()
-        super().run_iter(data_batch)
-        if self._iter % self._interval == 0 or self._iter == self._max_iters:
-            self._snapshot.save(self.runner, self._bare_model, self._iter,
-                                self._seconds())
-
-    def _draw_as_before(self) -> None:
-        if self._random is not None:
-            set_random_state(self._random)
-            self._random = None
-
-    def _seconds(self) -> float:
-        return self._earlier_seconds + time.perf_counter() - self._started
-
-
 def bare_model(runner: Runner) -> Any:
     """The runner's model without the wrapper of distributed training."""
     model = runner.model
@@ -194,6 +73,82 @@ def train_task(runner: Runner, loader: DataLoader, max_iters: int,
     return seconds
 
 
+class TaskTrainLoop(IterBasedTrainLoop):
+    """Trains one task, from its beginning or from its snapshot.
+
+    Args:
+        runner (Runner): Its optimizer and schedulers are the task's.
+        model (nn.Module): The runner's, unwrapped.
+        dataloader (DataLoader): Of a ``PositionedSampler``.
+        max_iters (int): Iterations of the task.
+        snapshot (TaskSnapshot): Taken every ``interval`` iterations.
+        interval (int): Iterations.
+    """
+
+    def __init__(self, runner: Runner, model: nn.Module,
+                 dataloader: DataLoader, max_iters: int,
+                 snapshot: TaskSnapshot, interval: int) -> None:
+        super().__init__(
+            runner,
+            dataloader,
+            max_iters=max_iters,
+            val_interval=max_iters + 1)
+        self._bare_model = model
+        self._snapshot = snapshot
+        self._interval = interval
+        self._earlier_seconds = 0.0
+        self._started = time.perf_counter()
+        self._random: Optional[Dict[str, Any]] = None
+
+    def resume(self) -> None:
+        """Go on from the snapshot, if there is one.
+
+        Model, optimizer and schedulers must be ready for the task's first
+        iteration.
+        """
+        if not self._snapshot.path.exists():
+            return
+        known = self._snapshot.restore(self.runner, self._bare_model)
+        self._iter = known['iteration']
+        self._earlier_seconds = known['seconds']
+        self._random = known['random']
+        # as an iteration leaves it, should none be left
+        self.runner.model.train()
+        self.runner.logger.info(f'goes on after iteration {self._iter} of '
+                                f'{self._max_iters}')
+
+    def train(self) -> float:
+        """Run to the last iteration.
+
+        Returns:
+            float: Seconds, those before an interruption included.
+        """
+        # gradients that are still being gathered are not kept
+        accumulated = self.runner.optim_wrapper._accumulative_counts
+        self._interval = math.lcm(self._interval, accumulated)
+        self._started = time.perf_counter()
+        self.run()
+        self._restore_random_state()
+        return self._seconds()
+
+    def run_iter(self, data_batch: Sequence[dict]) -> None:
+        """One iteration, and a snapshot where it is due."""
+        # only now: starting the loader has drawn from the generators
+        self._restore_random_state()
+        super().run_iter(data_batch)
+        if self._iter % self._interval == 0 or self._iter == self._max_iters:
+            self._snapshot.save(self.runner, self._bare_model, self._iter,
+                                self._seconds())
+
+    def _restore_random_state(self) -> None:
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+
 @contextlib.contextmanager
 def _hosted(runner: Runner, loop: TaskTrainLoop,
             folder: Path) -> Iterator[None]:
@@ -217,3 +172,48 @@ def _hosted(runner: Runner, loop: TaskTrainLoop,
         for hook, out_dir in out_dirs:
             hook.out_dir = out_dir
         runner._train_loop, runner._work_dir = outer, work_dir
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Give every process the mean of all processes' running statistics.
+
+    A plain batch norm sees the images of its own process only; what rank 0
+    keeps would not be what the others evaluate. Those of the frozen base
+    keep their values bit by bit. In a single process nothing changes.
+
+    Args:
+        model (nn.Module): Put into training mode, which tells the norm
+            layers that learn from those that are frozen.
+    """
+    model.train()
+    all_reduce_params(
+        (statistic
+         for module in model.modules() if isinstance(module, _BatchNorm)
+         and module.training and module.track_running_stats
+         for statistic in (module.running_mean, module.running_var)),
+        op='mean')
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16OptimWrapper(OptimWrapper):
+    """Forward passes under bfloat16 autocast, on any device.
+
+    ``AmpOptimWrapper`` asks for a GPU because it scales losses for float16.
+    bfloat16 has the range of float32 and needs no scaling. Parameters,
+    their gradients and the optimizer stay float32.
+
+    Args:
+        **kwargs: As for ``OptimWrapper``.
+    """
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Autocast on the device of ``model``.
+
+        Args:
+            model (nn.Module): The model that is trained.
+        """
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(
+                device, dtype=torch.bfloat16):
+            yield

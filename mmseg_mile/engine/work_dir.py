@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What made a result."""
+"""The work directory of a stream: results, settings, library, rows."""
 from __future__ import annotations
 
-import copy
 import platform
 import shutil
 import subprocess
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
+                    Tuple)
 
 import torch
 from mmengine.config import Config
@@ -20,10 +20,11 @@ from mmseg_mile.evaluation.routing_log import (RoutedImage, routing_log_path,
                                                write_routing_log)
 from mmseg_mile.files import read_json, write_json
 from mmseg_mile.library.expert_store import ExpertStore
+from mmseg_mile.library.stored_config import to_json
 from mmseg_mile.structures import Task
-from .rehearsal import check_extension
 from .snapshot import TaskSnapshot
 from .task_data import in_order
+from .task_evaluator import TaskScore
 
 _PACKAGES = ('mmseg_mile', 'mmseg', 'mmengine', 'mmcv', 'torch', 'peft',
              'numpy')
@@ -56,109 +57,86 @@ def device() -> str:
     return f'cpu {platform.machine()}, {torch.get_num_threads()} threads'
 
 
-def config_text(cfg: Config) -> str:
-    """The resolved config, without what differs from start to start."""
-    cfg = copy.deepcopy(cfg)
-    for name in ('work_dir', 'resume', 'launcher'):
-        cfg.pop(name, None)
-    return cfg.pretty_text
-
-
-def provenance(config: str) -> Dict[str, Any]:
+def provenance(cfg: Config) -> Dict[str, Any]:
     """The ``provenance`` field of ``results.json``.
 
     Args:
-        config (str): The resolved config as text.
+        cfg (Config): The resolved config; what differs from start to start
+            is left out.
     """
+    values = cfg.to_dict()
+    for name in ('work_dir', 'resume', 'launcher'):
+        values.pop(name, None)
     return dict(
-        commit=commit(), versions=versions(), config=config, device=device())
+        commit=commit(),
+        versions=versions(),
+        config=to_json(values),
+        device=device())
 
 
-# What a Runner reads; other names of a config only help to write it.
+# Fields of a config that results depend on.
 _FIELDS = ('model', 'data_preprocessor', 'load_from', 'train_dataloader',
            'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr',
-           'default_hooks', 'custom_hooks', 'env_cfg', 'model_wrapper_cfg',
-           'sync_bn', 'compile', 'default_scope')
-# Where data lie, who loads them, what is checked, kept and drawn.
-_WITHOUT_EFFECT = {
-    'train_dataloader':
-    ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor',
-     'timeout', 'multiprocessing_context', 'disable_subprocess_warning'),
-    'train_cfg':
-    ('data_root', 'num_checked', 'checkpoint_interval', 'changed_settings'),
-    'env_cfg': ('mp_cfg', 'dist_cfg', 'resource_limit'),
-    'default_hooks':
-    ('runtime_info', 'timer', 'logger', 'checkpoint', 'visualization'),
-}
-_HOOKS_WITHOUT_EFFECT = ('CheckpointHook', 'FiniteLossHook', 'IterTimerHook',
-                         'LoggerHook', 'MemoryProfilerHook', 'ProfilerHook',
-                         'RuntimeInfoHook', 'SegVisualizationHook',
-                         'StreamPicturesHook', 'StreamProgressHook',
-                         'StreamReportHook', 'StreamScalarsHook')
-_ABSENT = 'absent'
+           'model_wrapper_cfg', 'sync_bn')
+_LOADER_FIELDS = ('batch_size', 'sampler', 'batch_sampler', 'collate_fn',
+                  'drop_last')
+# Of train_cfg: where images lie, what is checked, kept and allowed.
+_WITHOUT_EFFECT = ('data_root', 'num_checked', 'checkpoint_interval',
+                   'changed_settings')
 
 Changes = Dict[str, Tuple[Any, Any]]
 
 
 def settings_of(cfg: Config, seed: int) -> Dict[str, Any]:
-    """What the results of a config depend on, as plain JSON values.
+    """Settings that the results of a config depend on, as JSON values.
 
-    Left out are the work dir, ``train_cfg.data_root`` and
-    ``train_cfg.checkpoint_interval``, launcher, logging, visualisers, hooks
-    that log, draw or write checkpoints, and how loaders divide their work.
+    Not hooks, logging, visualisers, folders, nor how loaders divide their
+    work.
 
     Args:
         cfg (Config): Of the runner.
         seed (int): That it uses, configured or drawn.
     """
     found = {k: _plain(cfg.get(k)) for k in _FIELDS if cfg.get(k) is not None}
+    train_cfg = found.setdefault('train_cfg', {})
+    for name in _WITHOUT_EFFECT:
+        train_cfg.pop(name, None)
     # an order that is spelled out is that of tasks listed so
-    train_cfg = found.get('train_cfg', {})
     order = train_cfg.pop('order', None)
     if order is not None:
         train_cfg['tasks'] = in_order(train_cfg.get('tasks'), order)
-    for field, names in _WITHOUT_EFFECT.items():
-        _leave_out(found.get(field), names)
-    _leave_out(
-        found.get('train_cfg', {}).get('val_dataloader'),
-        _WITHOUT_EFFECT['train_dataloader'])
-    found['custom_hooks'] = [
-        h for h in found.get('custom_hooks', [])
-        if h.get('type') not in _HOOKS_WITHOUT_EFFECT
-    ]
+    for parent, name in ((found, 'train_dataloader'), (train_cfg,
+                                                       'val_dataloader')):
+        if name in parent:
+            parent[name] = {
+                k: v
+                for k, v in parent[name].items() if k in _LOADER_FIELDS
+            }
     found['randomness'] = dict(_plain(cfg.get('randomness') or {}), seed=seed)
     found['num_processes'] = get_world_size()
     return found
 
 
 def changes(old: Dict[str, Any], new: Dict[str, Any]) -> Changes:
-    """Fields that differ, by dotted name: old and new value.
-
-    Tasks at the end of the new stream are no change.
-    """
+    """Old and new value of what differs; more tasks are no change."""
     train_cfg = new.get('train_cfg', {})
     if 'tasks' in train_cfg:
         count = len(old.get('train_cfg', {}).get('tasks', []))
         tasks = train_cfg['tasks'][:count]
         new = dict(new, train_cfg=dict(train_cfg, tasks=tasks))
-    found: Changes = {}
-    _compare(old, new, '', found)
-    return found
+    return _differences(old, new)
 
 
 def refuse(found: Changes, allowed: Sequence[str], work_dir: Any) -> None:
-    """Refuse changes that were not announced.
+    """Refuse changes that were not announced, naming old and new values.
 
     Args:
         found (dict): Of :func:`changes`.
         allowed (Sequence[str]): Dotted names; one allows all below it.
         work_dir (Any): Of the run that is resumed.
-
-    Raises:
-        ValueError: Naming every field with its old and new value.
     """
     refused = [
-        f'  {name}: {_short(old)} -> {_short(new)}'
+        f'  {name}: {repr(old)[:100]} -> {repr(new)[:100]}'
         for name, (old, new) in found.items()
         if not any(f'{name}.'.startswith(f'{a}.') for a in allowed)
     ]
@@ -169,11 +147,6 @@ def refuse(found: Changes, allowed: Sequence[str], work_dir: Any) -> None:
             '\nResume with the same config, choose another --work-dir, or '
             'name in train_cfg.changed_settings what shall differ from here '
             'on.')
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f'{text[:97]}...'
 
 
 def _plain(value: Any) -> Any:
@@ -187,94 +160,83 @@ def _plain(value: Any) -> Any:
     return getattr(value, '__qualname__', type(value).__qualname__)
 
 
-def _leave_out(settings: Any, names: Sequence[str]) -> None:
-    for name in names:
-        (settings or {}).pop(name, None)
-
-
-def _compare(old: Any, new: Any, path: str, found: Changes) -> None:
+def _differences(old: Any, new: Any, path: str = '') -> Changes:
+    pairs: List[Tuple[Any, Any, Any]]
     if isinstance(old, dict) and isinstance(new, dict):
-        pairs: List[Tuple[Any, Any, Any]] = [
-            (k, old.get(k, _ABSENT), new.get(k, _ABSENT))
-            for k in {**old, **new}]  # yapf: disable
+        pairs = [(key, old.get(key, 'absent'), new.get(key, 'absent'))
+                 for key in {**old, **new}]  # yapf: disable
     elif (isinstance(old, list) and isinstance(new, list)
           and len(old) == len(new)):
         pairs = [(i, *both) for i, both in enumerate(zip(old, new))]
     else:
-        if old != new:
-            found[path] = (old, new)
-        return
+        return {} if old == new else {path: (old, new)}
+    found: Changes = {}
     for key, before, after in pairs:
-        _compare(before, after, f'{path}.{key}' if path else str(key), found)
+        found.update(_differences(before, after, f'{path}.{key}'.lstrip('.')))
+    return found
 
 
 class WorkDir:
     """The work directory of a stream, as a run finds and leaves it.
 
     Args:
-        work_dir (Path): The directory.
+        path (Path): The directory.
+
+    Attributes:
+        library (Path): What the tasks left behind.
+        results_path (Path): ``results.json``.
+        cross_path (Path): mIoU of every task with every expert.
     """
 
-    def __init__(self, work_dir: Path) -> None:
-        self.work_dir = work_dir
-        self.results_path = work_dir / 'results.json'
-        self.library = work_dir / 'library'
-        self.cross_path = work_dir / 'cross_expert_miou.json'
-        self.row_folder = work_dir / 'unfinished_row'
-        self._digests = work_dir / 'oracle_digests.json'
-        self._settings = work_dir / 'settings.json'
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.library = path / 'library'
+        self.results_path = path / 'results.json'
+        self.cross_path = path / 'cross_expert_miou.json'
+        self._rows = path / 'unfinished_row'
+        self._digests = path / 'oracle_digests.json'
+        self._settings = path / 'settings.json'
 
     def task_folder(self, index: int, task: Task) -> Path:
-        """Where checkpoints and the snapshot of a task are."""
-        return self.work_dir / 'tasks' / f'{index:02d}_{task.name}'
+        """Folder of the checkpoints and the snapshot of a task."""
+        return self.path / 'tasks' / f'{index:02d}_{task.name}'
 
-    def require_resume(self, resume: bool) -> None:
-        """Refuse to train over what an earlier run has done.
+    def row_cache(self, after: str) -> 'RowCache':
+        """Scores of the row after learning task ``after``."""
+        return RowCache(self._rows, after)
 
-        Raises:
-            ValueError: Naming the file or folder.
-        """
+    def require_resume(self, resume: Optional[bool]) -> None:
+        """Refuse to train over what an earlier run has done."""
         found = [p for p in (self.results_path, self.library) if p.exists()]
+        found += [snapshot.path for snapshot in self._snapshots()]
         if found and not resume:
             raise ValueError(
-                f'{found[0]} holds finished tasks: add --resume to go on from '
-                'them, or choose another --work-dir.')
-        if self._snapshots() and not resume:
-            raise ValueError(
-                f'{self._snapshots()[0].path} holds an unfinished task: add '
-                '--resume to go on from it, or choose another --work-dir.')
+                f'{found[0]} holds finished or unfinished tasks: add '
+                '--resume to go on from them, or choose another --work-dir.')
 
-    def read_results(
-            self,
-            new: StreamResults,
-            seed_is_set: bool,
-            rehearsal: Optional[Dict[str, Any]] = None) -> StreamResults:
-        """The results so far, extended to the tasks of ``new``.
+    def read_results(self, new: StreamResults,
+                     seed_is_set: bool) -> StreamResults:
+        """The results so far.
 
         Args:
             new (StreamResults): Empty, of the config.
             seed_is_set (bool): Whether the config names a seed.
-            rehearsal (dict, optional): ``train_cfg.rehearsal``. Defaults to
-                None.
 
         Raises:
-            ValueError: If there are none, or of another stream, method, seed
-                or order of tasks.
+            ValueError: If there are none, or of another stream, method or
+                seed.
         """
         path = self.results_path
         if not path.exists():
             raise ValueError(f'{path} does not exist: give the work dir of a '
                              'run that has finished at least one task.')
         old = StreamResults.load(path)
-        names = ['stream', 'method'] + ['seed'] * seed_is_set
-        for name in names:
+        for name in ['stream', 'method'] + ['seed'] * seed_is_set:
             if getattr(old, name) != getattr(new, name):
                 raise ValueError(
                     f'{path} belongs to {name} {getattr(old, name)!r}, the '
                     f'config says {getattr(new, name)!r}: resume with the '
                     'same config, or choose another --work-dir.')
-        check_extension(rehearsal, old.tasks, new.tasks)
-        old.extend(new.tasks)
         return old
 
     def read_digests(self) -> Dict[str, Dict[str, str]]:
@@ -291,76 +253,91 @@ class WorkDir:
             results (StreamResults): So far.
             digests (dict): Of oracle label maps, per row and task.
             routed (dict[str, list[RoutedImage]], optional): New rows of the
-                routing log by the task learned last. Defaults to None.
+                routing log. Defaults to None.
         """
         if is_main_process():
             # first, because results.json says that the row is complete
             for after, images in (routed or {}).items():
-                write_routing_log(
-                    routing_log_path(self.work_dir, after), images)
+                write_routing_log(routing_log_path(self.path, after), images)
             write_json(self._digests, digests)
             results.save(self.results_path)
 
     def check_settings(self, runner: Runner, changed: Sequence[str]) -> None:
         """Compare the settings with those of the earlier run, and note them.
 
-        Unfinished work of other settings is forgotten.
+        Unfinished work of other settings is removed.
 
         Args:
             runner (Runner): Has the config and the seed.
             changed (Sequence[str]): Settings that may differ.
-
-        Raises:
-            ValueError: If others do; names each with both values.
         """
         present = settings_of(runner.cfg, runner.seed)
+        found: Changes = {}
         barrier()
         if self._settings.exists() and runner.cfg.get('resume'):
             found = changes(read_json(self._settings), present)
-            refuse(found, changed, self.work_dir)
-            if found:
-                runner.logger.warning(
-                    f'{sorted(found)} changed: unfinished tasks and rows '
-                    'begin anew')
-                self._forget_unfinished()
+            refuse(found, changed, self.path)
+        # every process has compared before anything is gone
+        barrier()
+        if found:
+            runner.logger.warning(f'{sorted(found)} changed: unfinished tasks '
+                                  'and rows begin anew')
         if is_main_process():
+            if found:
+                for snapshot in self._snapshots():
+                    snapshot.discard()
+                shutil.rmtree(self._rows, ignore_errors=True)
+                self.cross_path.unlink(missing_ok=True)
             write_json(self._settings, present)
         barrier()
 
     def check_library(self) -> None:
-        """Read every file of the library before more is trained upon it.
-
-        Raises:
-            ValueError: If one is missing or was changed; names it.
-        """
+        """Read every file of the library before more is trained upon it."""
         store = ExpertStore(self.library)
         names = store.names
         for expert in store.open(names) if names else []:
             expert.verify()
 
     def clean_up(self, tasks: Sequence[Task], results: StreamResults) -> None:
-        """Remove what a process was about to remove when it was killed.
-
-        Args:
-            tasks (Sequence[Task]): Of the stream.
-            results (StreamResults): So far.
-        """
+        """Remove what a process was about to remove when it was killed."""
         learned = results.cost.is_learned
         for index, task in enumerate(tasks):
             if learned[index]:
                 TaskSnapshot(self.task_folder(index, task)).discard()
         if learned.sum() == results.num_finished_rows and is_main_process():
-            shutil.rmtree(self.row_folder, ignore_errors=True)
-
-    def _forget_unfinished(self) -> None:
-        # every process has compared before anything is gone
-        barrier()
-        if is_main_process():
-            for snapshot in self._snapshots():
-                snapshot.discard()
-            shutil.rmtree(self.row_folder, ignore_errors=True)
-            self.cross_path.unlink(missing_ok=True)
+            shutil.rmtree(self._rows, ignore_errors=True)
 
     def _snapshots(self) -> List[TaskSnapshot]:
-        folders = sorted((self.work_dir / 'tasks').glob('*'))
-        return [s for s in map(TaskSnapshot, folders) if s.exists()]
+        folders = sorted((self.path / 'tasks').glob('*'))
+        return [s for s in map(TaskSnapshot, folders) if s.path.exists()]
+
+
+class RowCache:
+    """The score of each task of a row, on disk as soon as it is known.
+
+    Args:
+        folder (Path): Of the row in progress; gone when it is complete.
+        row (str): Name of the task that was learned last.
+    """
+
+    def __init__(self, folder: Path, row: str) -> None:
+        self.folder = folder
+        self.row = row
+
+    def score(self, task: Task, evaluate: Callable[[Task],
+                                                   TaskScore]) -> TaskScore:
+        """The kept score of a task, or else a new one."""
+        path = self.folder / f'{task.name}.json'
+        if path.exists():
+            kept = read_json(path)
+            if kept['row'] == self.row:
+                return TaskScore.from_document(task, kept['score'])
+        score = evaluate(task)
+        if is_main_process():
+            write_json(path, dict(row=self.row, score=score.to_document()))
+        return score
+
+    def discard(self) -> None:
+        """Remove the row, which is complete and kept elsewhere."""
+        if is_main_process():
+            shutil.rmtree(self.folder, ignore_errors=True)

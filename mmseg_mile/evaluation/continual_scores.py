@@ -42,7 +42,7 @@ def harmonic_mean_miou(matrix: ArrayLike) -> float:
 
 
 def backward_transfer(matrix: ArrayLike) -> float:
-    """What later tasks did to earlier ones, from learning to the end.
+    """Change of earlier tasks by later ones, from learning to the end.
 
     ``mean_{j < T-1} (R[T-1, j] - R[j, j])`` in points of mIoU; negative
     means loss, positive means that later tasks helped. Lopez-Paz and
@@ -110,7 +110,7 @@ def stability(matrix: ArrayLike) -> float:
 
 
 def plasticity(matrix: ArrayLike) -> float:
-    """How well each task is learned at its turn, ``mean_j R[j, j]``.
+    """Score of each task at its turn, ``mean_j R[j, j]``.
 
     In per cent, higher is better. MILE names plasticity without a
     definition; this is the reading that needs no other run.
@@ -121,7 +121,7 @@ def plasticity(matrix: ArrayLike) -> float:
 
 
 def oracle_gap(routed: ArrayLike, oracle: ArrayLike) -> float:
-    """What the gate's mistakes cost at the end.
+    """Points that the gate's mistakes cost at the end.
 
     ``mean_j (O[T-1, j] - R[T-1, j])`` in points of mIoU, where ``O`` was
     routed by the true task; lower is better, negative means that the gate
@@ -138,7 +138,7 @@ def oracle_gap(routed: ArrayLike, oracle: ArrayLike) -> float:
 
 
 def mismatch_drop(oracle_row: ArrayLike, forced: ArrayLike) -> float:
-    """What a wrong expert costs, so whether routing matters at all.
+    """Points that a wrong expert costs, so whether routing matters at all.
 
     ``mean_j (O_j - mean_{k != j} F[j, k])`` in points of mIoU, where
     ``F[j, k]`` is the mIoU on task j with expert k forced and ``O`` the
@@ -238,13 +238,7 @@ def net_score(average_miou: float, params: float,
 
 
 class Spread(NamedTuple):
-    """Several seeds of one figure.
-
-    Args:
-        mean (float): Arithmetic mean.
-        deviation (float): Sample standard deviation; NaN for one seed.
-        num_seeds (int): Number of seeds.
-    """
+    """Mean and sample standard deviation over some seeds."""
     mean: float
     deviation: float
     num_seeds: int
@@ -259,14 +253,8 @@ def spread(values: ArrayLike) -> Spread:
     pass for that of all.
 
     Example: ``[50, 54]`` -> mean 52, deviation sqrt((4 + 4) / 1) = 2.83.
-
-    Raises:
-        ValueError: If there is no value.
     """
     seeds = np.array(values, dtype=float)
-    if seeds.ndim != 1 or not seeds.size:
-        raise ValueError('values must be a list of one or more seeds, got '
-                         f'shape {seeds.shape}')
     deviation = float(seeds.std(ddof=1)) if len(seeds) > 1 else math.nan
     return Spread(float(seeds.mean()), deviation, len(seeds))
 
@@ -302,7 +290,7 @@ def delta_m(scores: ArrayLike, reference: ArrayLike) -> float:
 
 
 def growth_per_task(kept: ArrayLike) -> float:
-    """What each task after the first one adds, ``(k_T - k_1) / (T - 1)``.
+    """Growth by each task after the first one, ``(k_T - k_1) / (T - 1)``.
 
     In the unit of ``kept``, lower is better; 0 for a method that keeps one
     model whatever comes. The first task is left out, as it pays for the

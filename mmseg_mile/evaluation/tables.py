@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as text tables that fit a terminal of 100 columns."""
+"""Tables as text: results on a terminal of 100 columns, frames as Markdown.
+
+A column of figures is aligned right, one with words left.
+"""
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional, Sequence
+import re
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
 
 import numpy as np
-from prettytable import PrettyTable
+from tabulate import tabulate
 
-from . import continual_scores as formulas
-from .results import StreamResults
+from .continual_scores import backward_transfer
+from .results import KINDS, StreamResults
+
+if TYPE_CHECKING:
+    # takes a third of a second to import, which a run can do without
+    import pandas as pd
 
 WIDTH = 100
 MAX_TASK_COLUMNS = 8
 MAX_NAME = 20
+_FIGURE = re.compile(r'[-+−]?[\d.]|-?$')
 
-# What each score means, in the order of the summary.
+# Meaning of each score, in the order of the summary.
 SCORE_MEANINGS = dict(
     average_miou='%, mean over tasks at the end',
     harmonic_mean_miou='%, harmonic mean over tasks at the end',
@@ -31,6 +40,31 @@ SCORE_MEANINGS = dict(
     net_score='accuracy against size and work, dB; higher is better')
 
 
+def has_figures(cells: Sequence[str]) -> bool:
+    """Whether a column holds figures, not words."""
+    return all(_FIGURE.match(cell) for cell in cells)
+
+
+def text_table(title: str, columns: Sequence[str],
+               rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal, with its title above."""
+    table = tabulate(
+        rows,
+        columns,
+        tablefmt='pretty',
+        disable_numparse=True,
+        colalign=_alignments(list(zip(*rows))))
+    return f'{title}\n{table}'
+
+
+def markdown_table(frame: 'pd.DataFrame') -> str:
+    """A frame of text as Markdown, without its index."""
+    shown = frame.map(_escaped).rename(columns=_escaped)
+    cells = [frame.iloc[:, index] for index in range(frame.shape[1])]
+    return shown.to_markdown(
+        index=False, disable_numparse=True, colalign=_alignments(cells))
+
+
 def score_table(results: StreamResults) -> str:
     """Score matrix, routed and oracle, with the mean of the seen tasks.
 
@@ -40,20 +74,16 @@ def score_table(results: StreamResults) -> str:
     """
     if len(results.tasks) > MAX_TASK_COLUMNS:
         return _means_table(results)
-    names = [_short(name) for name in results.tasks]
     kinds = _measured_kinds(results)
-    tables = []
-    # prettytable wants distinct headers; shortened names may be equal.
-    if len({'after', 'mean', *names}) == len(names) + 2:
-        tables = [_matrix_table(results, kind, names) for kind in kinds]
-    if not tables or max(map(_width, tables)) > WIDTH:
-        numbers = [str(i + 1) for i in range(len(names))]
-        tables = [
-            _matrix_table(results, kind, names, numbers) for kind in kinds
-        ]
+    tables = [_matrix_table(results, kind) for kind in kinds]
+    if max(map(_width, tables)) > WIDTH:
+        tables = [_matrix_table(results, kind, True) for kind in kinds]
     if sum(map(_width, tables)) + 2 > WIDTH:
-        return '\n'.join(table.get_string() for table in tables)
-    return _side_by_side(tables)
+        return '\n'.join(tables)
+    widths = list(map(_width, tables))
+    lines = zip(*(table.splitlines() for table in tables))
+    return '\n'.join('  '.join(map(str.ljust, parts, widths)).rstrip()
+                     for parts in lines)
 
 
 def row_table(results: StreamResults, row: int) -> str:
@@ -62,54 +92,51 @@ def row_table(results: StreamResults, row: int) -> str:
     The gate's accuracy per task is shown for the latest finished row, the
     one that its counts belong to.
     """
-    latest = row == results.num_finished_rows - 1
-    shares = _gate_shares(results) if latest else np.full(
-        len(results.tasks), np.nan)
-    table = PrettyTable(
-        ['task', 'state', 'routed mIoU', 'oracle mIoU', 'gate % right'],
-        align='r')
-    table.title = (f'mIoU in % after task {row + 1} of {len(results.tasks)}: '
-                   f'{_short(results.tasks[row])}')
-    table.align['task'] = table.align['state'] = 'l'
+    shares = _gate_shares(results)
+    if row != results.num_finished_rows - 1:
+        shares[:] = np.nan
+    rows = []
     for index, name in enumerate(results.tasks):
         state = 'new' if index == row else (
             'seen' if index < row else 'unseen')
-        cells = [results.miou[kind][row, index] for kind in results.miou]
-        table.add_row([
-            _short(name), state, *map(_number, cells),
+        mious = [results.miou[kind][row, index] for kind in KINDS]
+        rows.append([
+            _short(name), state, *map(_number, mious),
             _number(100 * shares[index], 2)
         ])
-    table.add_divider()
-    means = [_seen_mean(results, kind, row) for kind in results.miou]
-    table.add_row(['mean of seen', '', *map(_number, means), ''])
-    return table.get_string()
+    means = [_seen_mean(results, kind, row) for kind in KINDS]
+    rows.append(['mean of seen', '', *map(_number, means), ''])
+    title = (f'mIoU in % after task {row + 1} of {len(results.tasks)}: '
+             f'{_short(results.tasks[row])}')
+    return text_table(
+        title, ['task', 'state', 'routed mIoU', 'oracle mIoU', 'gate % right'],
+        rows)
 
 
 def confusion_table(results: StreamResults) -> str:
     """Images per true task (rows) and chosen expert (columns).
 
-    More than ``MAX_TASK_COLUMNS`` tasks leave the accuracy and the most
-    frequent wrong expert.
+    More than ``MAX_TASK_COLUMNS`` tasks leave the number of images and the
+    most frequent wrong expert.
     """
     if not results.has_gate:
         return 'Gate: not measured.'
     counts, names = results.gate_confusion, results.tasks
     many = len(names) > MAX_TASK_COLUMNS
-    numbers = [f'{i + 1}' for i in range(len(names))]
-    columns = (['images', 'most frequent wrong expert'] if many else numbers)
-    table = PrettyTable(['true task', *columns, '% right'], align='r')
-    table.title = ('Gate: images per chosen expert, '
-                   f'{_number(100 * results.gate_accuracy, 2)} % right')
-    table.align['true task'] = 'l'
+    rows = []
     for index, share in enumerate(_gate_shares(results)):
         cells = (
             _worst_expert(counts[index], index, names)
             if many else [_number(count, 0) for count in counts[index]])
-        table.add_row([
+        rows.append([
             f'{index + 1} {_short(names[index])}', *cells,
             _number(100 * share, 2)
         ])
-    return table.get_string()
+    columns = (['images', 'most frequent wrong expert']
+               if many else [str(index + 1) for index in range(len(names))])
+    title = ('Gate: images per chosen expert, '
+             f'{_number(100 * results.gate_accuracy, 2)} % right')
+    return text_table(title, ['true task', *columns, '% right'], rows)
 
 
 def cost_table(results: StreamResults) -> str:
@@ -118,46 +145,40 @@ def cost_table(results: StreamResults) -> str:
     'KiB' is the room of the expert on disk, 'kept' counts all the values
     that have to be kept after the task.
     """
-    table = PrettyTable([
-        'expert', 'LoRA', 'head', 'norm', 'prototypes', '% of base', 'KiB',
-        'kept', 'train s'
-    ],
-                        align='r')
-    base = results.cost.base_params
-    size = '-' if base is None else f'{base:,}'
-    macs = results.cost.macs
-    table.title = f'Parameters per task (base: {size})' + (
-        '' if macs is None else f', {macs / 1e9:.2f} GMACs an image')
-    table.align['expert'] = 'l'
-    experts = {entry['task']: entry for entry in results.cost.experts}
-    for name, seconds, kept in zip(results.tasks, results.cost.train_seconds,
-                                   results.cost.kept_params):
-        entry = experts.get(name)
-        cells: List[str] = ['-'] * 6
-        if entry:
-            kinds = ('lora_params', 'head_params', 'norm_params')
-            added = sum(entry[kind] for kind in kinds)
-            cells = [
-                f'{entry[kind]:,}' for kind in (*kinds, 'prototype_values')
-            ]
-            cells += [
-                _number(100 * added / base, 2) if base else '-',
-                f'{entry["bytes"] / 1024:,.0f}'
-            ]
-        values = '-' if math.isnan(kept) else f'{kept / 1e6:.2f} M'
-        table.add_row([_short(name), *cells, values, _number(seconds)])
-    return table.get_string()
+    cost = results.cost
+    experts = {entry['task']: entry for entry in cost.experts}
+    parts = list(
+        dict.fromkeys(
+            key for entry in cost.experts for key in entry
+            if key not in ('task', 'bytes')))
+    headings = [part.rpartition('_')[0] for part in parts]
+    headings += ['% of base', 'KiB'] * bool(experts)
+    rows = []
+    for name, seconds, kept in zip(results.tasks, cost.train_seconds,
+                                   cost.kept_params / 1e6):
+        cells = ['-'] * len(headings)
+        if name in experts:
+            entry = experts[name]
+            added = sum(v for k, v in entry.items() if k.endswith('_params'))
+            share = 100 * added / (cost.base_params or math.nan)
+            cells = [f'{entry.get(part, 0):,}' for part in parts]
+            cells += [_number(share, 2), f'{entry["bytes"] / 1024:,.0f}']
+        rows.append([_short(name), *cells, _number(kept, 2), _number(seconds)])
+    base = '-' if cost.base_params is None else f'{cost.base_params:,}'
+    macs = math.nan if cost.macs is None else cost.macs / 1e9
+    return text_table(
+        f'Parameters per task (base: {base}), {_number(macs, 2)} GMACs an '
+        'image', ['task', *headings, 'kept (M)', 'train s'], rows)
 
 
 def summary_values(results: StreamResults) -> Dict[str, float]:
     """The value of every score that ``SCORE_MEANINGS`` explains."""
-    size = results.num_finished_rows
+    size = max(results.num_finished_rows, 1)
     oracle = results.miou['oracle'][:size, :size]
     values = dict(
         results.scores,
         gate_accuracy=100 * results.gate_accuracy,
-        backward_transfer_oracle=formulas.backward_transfer(oracle)
-        if size else math.nan)
+        backward_transfer_oracle=backward_transfer(oracle))
     return {name: values[name] for name in SCORE_MEANINGS}
 
 
@@ -173,61 +194,75 @@ def score_decimals(name: str) -> int:
 
 def summary_table(results: StreamResults) -> str:
     """Every score of the run on a line of its own, with its meaning."""
-    size = results.num_finished_rows
     values = summary_values(results)
-    table = PrettyTable(['score', 'value', 'meaning'], align='l')
-    table.align['value'] = 'r'
-    table.title = (f'{_short(results.method)} on {_short(results.stream)}, '
-                   f'{size} of {len(results.tasks)} tasks, '
-                   f'seed {results.seed}')
-    for name, meaning in SCORE_MEANINGS.items():
-        table.add_row([
-            score_title(name),
-            _number(values[name], score_decimals(name)), meaning
-        ])
-    return table.get_string()
+    rows = [[
+        score_title(name),
+        _number(values[name], score_decimals(name)), meaning
+    ] for name, meaning in SCORE_MEANINGS.items()]
+    title = (f'{_short(results.method)} on {_short(results.stream)}, '
+             f'{results.num_finished_rows} of {len(results.tasks)} tasks, '
+             f'seed {results.seed}')
+    return text_table(title, ['score', 'value', 'meaning'], rows)
+
+
+#: Tables that are printed at the end of a run.
+CLOSING_TABLES = (score_table, confusion_table, cost_table, summary_table)
+
+
+def cross_expert_table(tasks: Sequence[str], matrix: np.ndarray) -> str:
+    """mIoU with one expert forced on all images of a task.
+
+    Args:
+        tasks (Sequence[str]): T names.
+        matrix (np.ndarray): (T, T) per cent, rows tasks, columns experts;
+            the diagonal holds the oracle's scores.
+    """
+    rows = []
+    for index, task in enumerate(tasks):
+        drop = matrix[index, index] - np.nanmean(
+            np.delete(matrix[index], index))
+        rows.append([task, *map(_number, (*matrix[index], drop))])
+    return text_table(
+        'Experts forced on other tasks',
+        ['mIoU of task', *(f'expert {task}' for task in tasks), 'drop'], rows)
 
 
 def _matrix_table(results: StreamResults,
                   kind: str,
-                  names: Sequence[str],
-                  columns: Optional[Sequence[str]] = None) -> PrettyTable:
-    numbered = columns is not None
-    table = PrettyTable(['after', *(columns or names), 'mean'], align='r')
-    table.title = f'{kind} mIoU in %, mean of seen tasks'
-    table.align['after'] = 'l'
-    for row, name in enumerate(names):
-        table.add_row([
-            f'{row + 1} {name}' if numbered else name,
-            *map(_number, results.miou[kind][row]),
-            _number(_seen_mean(results, kind, row))
-        ])
-    return table
+                  numbered: bool = False) -> str:
+    names = [_short(name) for name in results.tasks]
+    columns = names
+    if numbered:
+        columns = [str(index + 1) for index in range(len(names))]
+        names = [f'{number} {name}' for number, name in zip(columns, names)]
+    rows = [[
+        name, *map(_number, results.miou[kind][row]),
+        _number(_seen_mean(results, kind, row))
+    ] for row, name in enumerate(names)]
+    return text_table(f'{kind} mIoU in %, mean of seen tasks',
+                      ['after', *columns, 'mean'], rows)
 
 
 def _means_table(results: StreamResults) -> str:
     kinds = _measured_kinds(results)
-    table = PrettyTable([
-        'after', *(f'{kind}: {what}' for kind in kinds
-                   for what in ('new task', 'mean'))
-    ],
-                        align='r')
-    table.title = 'mIoU in %, mean of seen tasks'
-    table.align['after'] = 'l'
+    rows = []
     for row, name in enumerate(results.tasks):
         cells = [
             value for kind in kinds
             for value in (results.miou[kind][row, row],
                           _seen_mean(results, kind, row))
         ]
-        table.add_row([f'{row + 1} {_short(name)}', *map(_number, cells)])
-    return table.get_string()
+        rows.append([f'{row + 1} {_short(name)}', *map(_number, cells)])
+    return text_table('mIoU in %, mean of seen tasks', [
+        'after', *(f'{kind}: {what}' for kind in kinds
+                   for what in ('new task', 'mean'))
+    ], rows)
 
 
 def _measured_kinds(results: StreamResults) -> List[str]:
     return [
-        kind for kind, matrix in results.miou.items()
-        if kind == 'routed' or not np.isnan(matrix).all()
+        kind for kind in KINDS
+        if kind == 'routed' or not np.isnan(results.miou[kind]).all()
     ]
 
 
@@ -243,22 +278,26 @@ def _gate_shares(results: StreamResults) -> np.ndarray:
 
 
 def _worst_expert(counts: np.ndarray, own: int,
-                  names: Sequence[str]) -> List[Any]:
+                  names: Sequence[str]) -> List[str]:
     wrong = np.nan_to_num(counts)
-    images = wrong.sum()
+    images = int(wrong.sum())
     wrong[own] = 0
     worst = int(wrong.argmax())
     text = f'{_short(names[worst])} ({int(wrong[worst])})'
-    return [int(images) if images else '-', text if wrong.any() else '-']
+    return [str(images) if images else '-', text if wrong.any() else '-']
 
 
-def _side_by_side(tables: Sequence[PrettyTable]) -> str:
-    lines = [table.get_string().splitlines() for table in tables]
-    return '\n'.join('  '.join(parts) for parts in zip(*lines))
+def _alignments(columns: Sequence[Sequence[str]]) -> Optional[List[str]]:
+    return ['right' if has_figures(cells) else 'left'
+            for cells in columns] or None
 
 
-def _width(table: PrettyTable) -> int:
-    return len(table.get_string().splitlines()[0])
+def _escaped(text: str) -> str:
+    return text.replace('|', '\\|')
+
+
+def _width(table: str) -> int:
+    return max(map(len, table.splitlines()))
 
 
 def _number(value: float, decimals: int = 1) -> str:
@@ -267,29 +306,3 @@ def _number(value: float, decimals: int = 1) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= MAX_NAME else f'{name[:MAX_NAME - 3]}...'
-
-
-#: What is printed at the end of a run.
-CLOSING_TABLES = (score_table, confusion_table, cost_table, summary_table)
-
-
-def cross_expert_table(tasks: Sequence[str], matrix: np.ndarray) -> str:
-    """mIoU with one expert forced on all images of a task.
-
-    Args:
-        tasks (Sequence[str]): T names.
-        matrix (np.ndarray): (T, T) per cent, rows tasks, columns experts.
-
-    Returns:
-        str: A table; the diagonal holds the oracle's scores.
-    """
-    experts = [f'expert {task}' for task in tasks]
-    table = PrettyTable(['mIoU of task', *experts, 'drop'])
-    table.align = 'r'
-    table.align['mIoU of task'] = 'l'
-    for index, task in enumerate(tasks):
-        others = np.delete(matrix[index], index)
-        drop = matrix[index, index] - np.nanmean(others)
-        cells = [f'{value:.1f}' for value in (*matrix[index], drop)]
-        table.add_row([task, *cells])
-    return f'Experts forced on other tasks\n{table}'

@@ -12,25 +12,22 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from torch import Tensor
 
-from mmseg_mile.adapters.adapter import (Adapter, Residual, cut_adapter,
-                                         join_adapters, mix_norm)
+from mmseg_mile.adapters.adapter import (Adapter, Residual,
+                                         concatenate_adapters, cut_adapter,
+                                         mix_norm)
 from mmseg_mile.adapters.base_weights import (adapter_of, check_base,
-                                              fingerprint)
+                                              fingerprint, weights_checksum)
 from mmseg_mile.gates.prototypes import merge_prototypes
-from mmseg_mile.methods.mile.expert_heads import check_classes
 from mmseg_mile.structures import Expert, check_task_name
-from .expert_store import (ADAPTER, ADAPTER_CONFIG, BASE, HEAD, INDEX, NORM,
-                           PROTOTYPES, RECORD, ExpertStore, StoredExpert)
+from mmseg_mile.structures.expert import check_classes
+from .expert_store import (ADAPTER_CONFIG, BASE, INDEX, RECORD, ExpertStore,
+                           StoredExpert)
 from .files import (check_sum, locked, pending, read_json, write_file,
                     write_json)
 from .peft_folder import PeftConfig, unpack_base
 
 AnyPath = Union[str, Path]
-# every file that an expert's folder may have
-EXPERT_FILES = (ADAPTER_CONFIG, ADAPTER, HEAD, NORM, PROTOTYPES, RECORD)
 _HALF_WRITTEN = ('.new', '.old', '.partial')
-#: Provenance of a renamed expert: the name it was trained under.
-TRAINED_AS = 'trained_as'
 
 
 def open_library(root: AnyPath) -> ExpertStore:
@@ -59,8 +56,7 @@ def add_expert(library: AnyPath,
     """Copy an expert of another library over the same base.
 
     Its prototypes come along, so that it is routable at once. Files are
-    copied byte for byte; under another name, ``expert.json`` says what the
-    expert was trained as. A library that does not exist yet is begun with
+    copied byte for byte. A library that does not exist yet is begun with
     the other one's base.
 
     Args:
@@ -206,7 +202,7 @@ def check_statistics(store: ExpertStore, expert: StoredExpert) -> None:
     for other in store.open(store.names[:1]):
         mine, theirs = ({
             key: (value.dim(), *value.shape[1:])
-            for key, value in each.prototypes.items()
+            for key, value in each.parts.get('prototypes', {}).items()
         } for each in (expert, other))
         if mine != theirs:
             raise ValueError(
@@ -225,9 +221,6 @@ def _copy_files(source: StoredExpert, name: str, folder: Path) -> None:
         write_file(folder / RECORD, (source.folder / RECORD).read_bytes())
         return
     record = read_json(source.folder / RECORD)
-    trained_as = record['provenance'].pop(TRAINED_AS, source.name)
-    if trained_as != name:
-        record['provenance'][TRAINED_AS] = trained_as
     write_json(folder / RECORD, dict(record, name=name))
 
 
@@ -240,8 +233,9 @@ def _delete(store: ExpertStore, name: str) -> None:
 def _is_ours(path: Path) -> bool:
     if path.name.startswith('.'):
         return path.name.endswith(_HALF_WRITTEN)
-    return path.is_dir() and {p.name
-                              for p in path.iterdir()} <= set(EXPERT_FILES)
+    return path.is_dir() and all(
+        p.name in (ADAPTER_CONFIG, RECORD) or p.suffix == '.safetensors'
+        for p in path.iterdir())
 
 
 def _on_disk(name: str) -> str:
@@ -333,19 +327,24 @@ def _wrong_content(expert: StoredExpert, base: Mapping[str, Tensor],
             check()
         except ValueError as error:
             broken.append(f'{folder}: {error}')
-    for part in ('lora', 'norm', 'head'):
-        broken += _not_finite(getattr(expert, part), folder)
-    # an infinite reach says that nothing was calibrated
-    known = {k: v for k, v in expert.prototypes.items() if k != 'reach'}
-    return broken + _not_finite(known, folder)
+    for part, tensors in expert.parts.items():
+        # an infinite reach says that nothing was calibrated
+        known = {
+            key: value
+            for key, value in tensors.items()
+            if (part, key) != ('prototypes', 'reach')
+        }
+        broken += _not_finite(known, folder)
+    return broken
 
 
 def _check_settings(expert: StoredExpert) -> None:
     """PEFT's file and the record must tell one rank and scaling."""
-    if not expert.lora:
+    if not expert.parts.get('adapter'):
         return
     stored = PeftConfig(expert.folder).lora_config
-    told = {key: expert.lora_config.get(key, stored[key]) for key in stored}
+    config = expert.configs['adapter']
+    told = {key: config.get(key, stored[key]) for key in stored}
     if stored != told:
         raise ValueError(f'adapter_config.json says {stored}, expert.json '
                          f'{told}')
@@ -424,17 +423,23 @@ def merge_experts(library: AnyPath,
     experts = {e.name: e.load() for e in store.open(list(shares))}
     merged = Merged(new, 0, head, shares)
     adapter = _merged_adapter(store, experts, merged, rank)
-    speaker = experts[head]
+    chosen = experts[head]
+    norm = dict(norm=adapter.norm) if adapter.norm else {}
+    kept = dict(adapter=adapter.lora, head=chosen.parts['head'], **norm)
+    prototypes = merge_prototypes(
+        [e.parts['prototypes'] for e in experts.values()], pooled)
     store.save(
         replace(
-            speaker,
+            chosen,
             name=new,
-            lora_config=dict(speaker.lora_config, **_plain(merged.rank)),
-            lora=adapter.lora,
-            norm=adapter.norm,
-            prototypes=merge_prototypes(
-                [e.prototypes for e in experts.values()], pooled),
-            provenance=_provenance(experts, merged)))
+            parts=dict(kept, prototypes=prototypes),
+            configs=dict(
+                chosen.configs,
+                adapter=dict(chosen.configs['adapter'],
+                             **_plain(merged.rank))),
+            provenance=dict(
+                _provenance(experts, merged),
+                weights_sha256=weights_checksum(kept))))
     return merged
 
 
@@ -462,7 +467,7 @@ def _merged_adapter(store: ExpertStore, experts: Dict[str, Expert],
     base = unpack_base(store.load_base()[0])
     mixture = [(merged.weights[name], adapter_of(expert, base))
                for name, expert in experts.items()]
-    adapter = join_adapters(mixture)
+    adapter = concatenate_adapters(mixture)
     ranks = {len(v) for k, v in adapter.lora.items() if '.lora_A' in k}
     if not ranks:
         raise ValueError(f'none of {list(experts)} has an adapter: there is '

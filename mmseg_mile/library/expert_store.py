@@ -6,33 +6,27 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterator, List, Optional, Sequence,
-                    Tuple, Union)
+from typing import (Any, Callable, Dict, Iterator, List, Mapping, Optional,
+                    Sequence, Tuple, Union)
 
 from peft import LoraConfig
 
-from mmseg.registry import MODELS, TASK_UTILS, WEIGHT_INITIALIZERS
 from mmseg_mile.structures import Expert, Task, check_task_name
 from mmseg_mile.structures.expert import TensorDict
 from .files import (check_sum, finish_swap, fresh_folder, locked, new_folder,
                     num_values, pending, read_json, read_tensors, sha256,
                     swap_in, write_file, write_json, write_tensors)
+from .stored_config import check_types, from_json, to_json
 
-EXPERT_SCHEMA = 1
+EXPERT_SCHEMA = 2
 LIBRARY_SCHEMA = 2
 ADAPTER_CONFIG = 'adapter_config.json'
 ADAPTER = 'adapter_model.safetensors'
-HEAD = 'head.safetensors'
-NORM = 'norm.safetensors'
-PROTOTYPES = 'prototypes.safetensors'
 BASE = 'base.safetensors'
 RECORD = 'expert.json'
 
-_OWNED = (ADAPTER_CONFIG, ADAPTER, HEAD, PROTOTYPES)
-_REGISTRIES = (MODELS, TASK_UTILS, WEIGHT_INITIALIZERS)
-# Scopes whose registries a head may name a component of.
-_OWN_SCOPES = ('', 'mmseg', 'mmengine')
-_OTHER_SCOPES = ('mmdet', 'mmpretrain')
+_TENSORS = '.safetensors'
+_FILE_OF_PART = re.compile(r'[a-z][a-z0-9_]*\.safetensors')
 _LORA_KEYS = {'r', 'lora_alpha', 'lora_dropout', 'use_rslora'}
 _Check = Callable[[Any], bool]
 
@@ -54,13 +48,8 @@ def read_expert_record(folder: Path, checksum: str) -> Dict[str, Any]:
     if record['name'] != folder.name:
         raise ValueError(f'{path} belongs to expert {record["name"]!r}, '
                          f'not to folder {folder.name!r}')
-    for name in _types(record['head_config']):
-        if not _is_registered(name):
-            raise ValueError(
-                f'{path}: head_config names the type {name!r}, which no '
-                'registry of mmseg holds and which is not looked for '
-                'elsewhere: import the package that registers it (add it to '
-                'custom_imports).')
+    record['configs'] = from_json(record['configs'])
+    check_types(record['configs'], path)
     return record
 
 
@@ -89,40 +78,6 @@ def _check_fields(path: Path, content: Dict[str, Any],
     if wrong is not None:
         raise ValueError(f'{path}: {wrong} holds {content[wrong]!r}, which no '
                          f'{what} has: restore the file from a copy.')
-
-
-def _types(config: Any) -> Iterator[Any]:
-    """Every ``type`` of a config, at any depth."""
-    if isinstance(config, dict):
-        if 'type' in config:
-            yield config['type']
-        for value in config.values():
-            yield from _types(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _types(value)
-
-
-def _is_registered(name: Any) -> bool:
-    """Whether a registry holds a name.
-
-    A registry would import any other name as a module and call what it finds
-    there.
-    """
-    if not isinstance(name, str):
-        return False
-    scope, _, key = name.rpartition('.')
-    if scope in _OTHER_SCOPES:
-        return key.isidentifier()
-    return scope in _OWN_SCOPES and any(
-        key in each.module_dict for registry in _REGISTRIES
-        for each in _with_parents(registry))
-
-
-def _with_parents(registry: Optional[Any]) -> Iterator[Any]:
-    while registry is not None:
-        yield registry
-        registry = registry.parent
 
 
 def _is_name(value: Any) -> bool:
@@ -171,8 +126,18 @@ def _are_digests(value: Any) -> bool:
         for v in value.values())
 
 
-def _are_owned(value: Any) -> bool:
-    return _are_digests(value) and set(_OWNED) <= set(value) <= {*_OWNED, NORM}
+def _are_parts(value: Any) -> bool:
+    return _are_digests(value) and all(
+        file == ADAPTER_CONFIG or _FILE_OF_PART.fullmatch(file)
+        for file in value) and (ADAPTER in value) == (
+            ADAPTER_CONFIG in value)
+
+
+def _are_configs(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _is_lora_config(config) if part ==
+        'adapter' else isinstance(config, dict)
+        for part, config in value.items())
 
 
 _EXPERT: Dict[str, _Check] = dict(
@@ -180,11 +145,10 @@ _EXPERT: Dict[str, _Check] = dict(
     name=_is_name,
     classes=lambda v: _are_different(_is_text, v, 1),
     palette=lambda v: _are(_is_colour, v),
-    lora_config=_is_lora_config,
-    head_config=lambda v: isinstance(v, dict),
+    configs=_are_configs,
     base_fingerprint=_is_text,
     provenance=lambda v: isinstance(v, dict),
-    files=_are_owned)
+    files=_are_parts)
 _LIBRARY: Dict[str, _Check] = dict(
     schema=lambda v: _is_whole(v) and v == LIBRARY_SCHEMA,
     base_fingerprint=_is_text,
@@ -194,12 +158,59 @@ _LIBRARY: Dict[str, _Check] = dict(
 PEFT_PREFIX = 'base_model.model.'
 
 
-class StoredExpert:
-    """An expert's record and prototypes; its tensors are read when asked for.
+def file_of(part: str) -> str:
+    """Name of the file of a part; that of the adapter is PEFT's."""
+    return ADAPTER if part == 'adapter' else f'{part}{_TENSORS}'
 
-    The record and the prototypes are read and checked at once. Each access
-    to ``lora``, ``norm`` or ``head`` reads the file and checks it, so that a
-    library opens as fast as its records.
+
+def part_of(file: str) -> str:
+    """Inverse of :func:`file_of`."""
+    return 'adapter' if file == ADAPTER else file[:-len(_TENSORS)]
+
+
+class _StoredParts(Mapping[str, TensorDict]):
+    """Parts of an expert, each read from its file and checked when asked for.
+
+    Args:
+        folder (Path): Of the expert.
+        checksums (dict[str, str]): SHA-256 of each file.
+    """
+
+    def __init__(self, folder: Path, checksums: Dict[str, str]) -> None:
+        self._folder = folder
+        self._checksums = checksums
+        self._names = [
+            part_of(file) for file in checksums if file != ADAPTER_CONFIG
+        ]
+
+    def __getitem__(self, part: str) -> TensorDict:
+        if part not in self._names:
+            raise KeyError(part)
+        path = self._folder / file_of(part)
+        tensors = read_tensors(path, self._checksums[path.name])
+        if part != 'adapter':
+            return tensors
+        foreign = [key for key in tensors if not key.startswith(PEFT_PREFIX)]
+        if foreign:
+            raise ValueError(f'{path} holds {foreign[0]!r}: PEFT writes keys '
+                             f'that begin with {PEFT_PREFIX}')
+        return {key[len(PEFT_PREFIX):]: v for key, v in tensors.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, part: object) -> bool:
+        return part in self._names
+
+
+class StoredExpert(Expert):
+    """An expert in a folder, whose parts are read when they are asked for.
+
+    Each access to a part reads its file and checks it, so that a library
+    opens as fast as its records.
 
     Args:
         folder (Path): As :class:`ExpertStore` writes it.
@@ -210,44 +221,25 @@ class StoredExpert:
             or changed; names the file.
     """
 
+    is_stored = True
+
     def __init__(self, folder: Path, checksum: str) -> None:
-        self.folder = folder
         record = read_expert_record(folder, checksum)
+        self.folder = folder
         #: SHA-256 of each file but the record.
         self.checksums: Dict[str, str] = record['files']
         for file in self.checksums:
             if not (folder / file).is_file():
                 raise ValueError(f'{folder / file} is missing: restore it '
                                  'from a copy, or train its task again.')
-        self.name: str = record['name']
-        self.classes = tuple(record['classes'])
-        self.palette: Tuple[Tuple[int, ...],
-                            ...] = tuple(tuple(c) for c in record['palette'])
-        self.lora_config: Dict[str, Any] = record['lora_config']
-        self.head_config: Dict[str, Any] = record['head_config']
-        self.base_fingerprint: str = record['base_fingerprint']
-        self.provenance: Dict[str, Any] = record['provenance']
-        self.prototypes = self._read(PROTOTYPES)
-
-    @property
-    def lora(self) -> TensorDict:
-        """dict[str, Tensor]: See :class:`Expert`; read anew each time."""
-        stored = self._read(ADAPTER)
-        foreign = [key for key in stored if not key.startswith(PEFT_PREFIX)]
-        if foreign:
-            raise ValueError(f'{self.folder / ADAPTER} holds {foreign[0]!r}: '
-                             f'PEFT writes keys that begin with {PEFT_PREFIX}')
-        return {key[len(PEFT_PREFIX):]: v for key, v in stored.items()}
-
-    @property
-    def norm(self) -> TensorDict:
-        """dict[str, Tensor]: See :class:`Expert`; read anew each time."""
-        return self._read(NORM) if NORM in self.checksums else {}
-
-    @property
-    def head(self) -> TensorDict:
-        """dict[str, Tensor]: See :class:`Expert`; read anew each time."""
-        return self._read(HEAD)
+        super().__init__(
+            name=record['name'],
+            classes=tuple(record['classes']),
+            palette=tuple(tuple(c) for c in record['palette']),
+            parts=_StoredParts(folder, self.checksums),
+            configs=record['configs'],
+            base_fingerprint=record['base_fingerprint'],
+            provenance=record['provenance'])
 
     def verify(self) -> None:
         """Check every file of the expert.
@@ -265,34 +257,17 @@ class StoredExpert:
             name=self.name,
             classes=self.classes,
             palette=self.palette,
-            lora_config=self.lora_config,
-            lora=self.lora,
-            norm=self.norm,
-            head=self.head,
-            head_config=self.head_config,
-            prototypes=self.prototypes,
+            parts=dict(self.parts),
+            configs=self.configs,
             base_fingerprint=self.base_fingerprint,
             provenance=self.provenance)
 
     def num_values(self) -> Dict[str, int]:
-        """Values of each part, counted without reading the tensors.
-
-        Returns:
-            dict[str, int]: Under the names that ``results.json`` has.
-        """
-        files = dict(
-            lora_params=ADAPTER,
-            head_params=HEAD,
-            norm_params=NORM,
-            prototype_values=PROTOTYPES)
+        """Values of each part, counted without reading the tensors."""
         return {
-            part:
-            num_values(self.folder / file) if file in self.checksums else 0
-            for part, file in files.items()
+            part: num_values(self.folder / file_of(part))
+            for part in self.parts
         }
-
-    def _read(self, file: str) -> TensorDict:
-        return read_tensors(self.folder / file, self.checksums[file])
 
 
 INDEX = 'library.json'
@@ -481,21 +456,11 @@ class ExpertStore:
         return sum(f.stat().st_size for f in self._folder(name).iterdir())
 
     def _write_expert(self, expert: Expert, folder: Path) -> None:
-        targets = sorted({k.rsplit('.lora_', 1)[0] for k in expert.lora})
-        config = LoraConfig(
-            target_modules=targets,
-            inference_mode=True,
-            base_model_name_or_path=expert.base_fingerprint,
-            **expert.lora_config)
-        write_file(folder / ADAPTER_CONFIG, _as_peft_writes(config))
-        write_tensors(folder / ADAPTER, {
-            PEFT_PREFIX + k: v
-            for k, v in expert.lora.items()
-        })
-        write_tensors(folder / HEAD, expert.head)
-        write_tensors(folder / PROTOTYPES, expert.prototypes)
-        if expert.norm:
-            write_tensors(folder / NORM, expert.norm)
+        for part, tensors in expert.parts.items():
+            if part == 'adapter':
+                _write_adapter_config(expert, folder)
+                tensors = {PEFT_PREFIX + k: v for k, v in tensors.items()}
+            write_tensors(folder / file_of(part), tensors)
         write_json(
             folder / RECORD,
             dict(
@@ -503,12 +468,13 @@ class ExpertStore:
                 name=expert.name,
                 classes=expert.classes,
                 palette=expert.palette,
-                lora_config=expert.lora_config,
-                head_config=expert.head_config,
+                configs=to_json(expert.configs),
                 base_fingerprint=expert.base_fingerprint,
                 provenance=expert.provenance,
-                files={f.name: sha256(f)
-                       for f in sorted(folder.iterdir())}))
+                files={
+                    file.name: sha256(file)
+                    for file in sorted(folder.iterdir())
+                }))
 
     def _folder(self, name: str) -> Path:
         return self.root / check_task_name(name)
@@ -547,13 +513,20 @@ def _listed(name: str) -> str:
     return f'{name}/{RECORD}'
 
 
-def _as_peft_writes(config: LoraConfig) -> bytes:
-    """``adapter_config.json``, with sets in a fixed order."""
+def _write_adapter_config(expert: Expert, folder: Path) -> None:
+    """``adapter_config.json`` as PEFT writes it, sets in a fixed order."""
+    targets = {k.rsplit('.lora_', 1)[0] for k in expert.parts['adapter']}
+    config = LoraConfig(
+        target_modules=sorted(targets),
+        inference_mode=True,
+        base_model_name_or_path=expert.base_fingerprint,
+        **expert.configs['adapter'])
     content = {
         key: sorted(value) if isinstance(value, set) else value
         for key, value in config.to_dict().items()
     }
-    return json.dumps(content, indent=2, sort_keys=True).encode()
+    text = json.dumps(content, indent=2, sort_keys=True)
+    write_file(folder / ADAPTER_CONFIG, text.encode())
 
 
 _FILE = 'model.safetensors'

@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Iterator, List, Optional
 
-from .edits import EXPERT_FILES, AnyPath, open_library, verify_library
-from .expert_store import BASE, INDEX, ExpertStore, read_library_index
+from .edits import AnyPath, open_library, verify_library
+from .expert_store import (ADAPTER_CONFIG, BASE, INDEX, RECORD, ExpertStore,
+                           read_library_index)
 from .files import new_folder
 
-_EXPERT_PATTERNS = [f'*/{file}' for file in EXPERT_FILES]
+_EXPERT_PATTERNS = [f'*/{RECORD}', f'*/{ADAPTER_CONFIG}', '*/*.safetensors']
 
 
 def push_library(library: AnyPath,

@@ -8,6 +8,7 @@ from typing import Any, Dict, List
 from mmcv.cnn import is_norm
 from torch import Tensor
 
+from mmseg_mile.adapters.base_weights import weights_checksum
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 from mmseg_mile.adapters.targets import called_modules, is_adaptable
 from mmseg_mile.methods.mile.expert_heads import ExpertHead
@@ -49,13 +50,15 @@ def export_peft(library: AnyPath,
     store, folder = open_library(library), Path(folder)
     stored, = store.open([name])
     expert = stored.load()
-    if not expert.lora:
+    if not expert.parts.get('adapter'):
         raise ValueError(f'expert {name!r} has no adapter, only a head: '
                          'tools/export_expert.py writes it as a checkpoint')
     check_export_folder(folder, force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as fresh:
-        write_peft_folder(fresh, expert.lora_config, expert.lora, expert.norm,
+        write_peft_folder(fresh,
+                          expert.configs['adapter'], expert.parts['adapter'],
+                          expert.parts.get('norm', {}),
                           store.load_base()[0], expert.base_fingerprint)
     return stored
 
@@ -131,24 +134,23 @@ def import_peft(library: AnyPath,
     adapter = read_import(store, Path(folder))
     model.backbone.load_base(*store.load_base())
     check_layers(model.backbone, adapter)
+    norm = dict(norm=adapter.others) if adapter.others else {}
+    weights = dict(adapter=adapter.lora, head=head.state, **norm)
     expert = Expert(
         name=new,
         classes=head.classes,
         palette=head.palette,
-        lora_config=adapter.lora_config,
-        lora=adapter.lora,
-        norm=adapter.others,
-        head=head.state,
-        head_config=head.config,
-        prototypes=prototypes,
+        parts=dict(weights, prototypes=prototypes),
+        configs=dict(adapter=adapter.lora_config, head=head.config),
         base_fingerprint=store.base_fingerprint,
         provenance=dict(
+            weights_sha256=weights_checksum(weights),
             imported_from=str(folder),
             peft_version=adapter.config.peft_version,
             base_told=adapter.config.base_fingerprint is not None))
     for other in store.open(store.names):
         if other.name != new:
-            model.gate.load_state(other.name, other.prototypes)
+            model.gate.load_state(other.name, other.parts['prototypes'])
     model.import_expert(expert)
     store.save(expert)
     return adapter

@@ -2,14 +2,13 @@
 """What is in a library, for people to read."""
 from __future__ import annotations
 
-import ast
+import contextlib
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
-from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg_mile.structures import Expert
 from .edits import AnyPath, broken_files, open_library
-from .expert_store import RECORD, ExpertStore, StoredExpert
+from .expert_store import RECORD, ExpertStore
 from .files import read_json
 
 
@@ -44,7 +43,12 @@ def list_experts(library: AnyPath) -> List[ExpertSummary]:
         ValueError: If there is no library.
     """
     store = open_library(library)
-    return [_summary(store, name) for name in store.names]
+    names: Dict[str, str] = {}
+    for name in store.names:
+        with contextlib.suppress(ValueError):
+            expert, = store.open([name])
+            names[expert.provenance.get('weights_sha256', '')] = name
+    return [_summary(store, name, names) for name in store.names]
 
 
 def show_expert(library: AnyPath, name: str) -> Dict[str, Any]:
@@ -68,12 +72,13 @@ def show_expert(library: AnyPath, name: str) -> Dict[str, Any]:
     record['parameters'] = expert.num_values()
     record['prototypes'] = {
         key: list(value.shape)
-        for key, value in expert.prototypes.items()
+        for key, value in expert.parts.get('prototypes', {}).items()
     }
     return record
 
 
-def _summary(store: ExpertStore, name: str) -> ExpertSummary:
+def _summary(store: ExpertStore, name: str,
+             names: Mapping[str, str]) -> ExpertSummary:
     broken = broken_files(store, name)
     try:
         expert, = store.open([name])
@@ -83,11 +88,11 @@ def _summary(store: ExpertStore, name: str) -> ExpertSummary:
     return ExpertSummary(
         name=name,
         classes=len(expert.classes),
-        rank=expert.lora_config.get('r'),
-        parameters=sum(v for k, v in values.items() if k.endswith('params')),
+        rank=expert.configs.get('adapter', {}).get('r'),
+        parameters=sum(v for k, v in values.items() if k != 'prototypes'),
         num_bytes=store.num_bytes(name),
         data=task_data(expert.provenance),
-        init=start_of(expert),
+        init=started_from(expert, names),
         state=broken[0] if broken else 'ok')
 
 
@@ -103,63 +108,26 @@ def task_data(provenance: Dict[str, Any]) -> str:
         return ' + '.join(f'{p["weight"]:.3g} {p["expert"]}' for p in parts)
     if 'imported_from' in provenance:
         return f'PEFT folder {provenance["imported_from"]}'
-    text = str(provenance.get('train_dataset', 'unknown'))
-    try:
-        config = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    if not isinstance(config, dict):
-        return text
+    config = provenance.get('train_dataset', {})
     return ' '.join(
-        str(config[key]) for key in ('type', 'data_root') if key in config)
+        str(config[key])
+        for key in ('type', 'data_root') if key in config) or 'unknown'
 
 
-def start_of(expert: StoredExpert) -> str:
-    """What an expert started from, as its run's config says.
+def started_from(expert: Expert, names: Mapping[str, str]) -> str:
+    """What an expert started from, as its record says.
 
-    The config is read as text, never run.
+    Args:
+        expert (Expert): The expert.
+        names (Mapping[str, str]): By the checksum of its weights, what an
+            expert of the library is called now.
     """
-    provenance = expert.provenance
-    if 'init_from' in provenance:
-        return str(provenance['init_from'])
     for made in ('merged', 'imported'):
-        if f'{made}_from' in provenance:
+        if f'{made}_from' in expert.provenance:
             return made
-    try:
-        tree = ast.parse(str(provenance.get('config', '')))
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
+    parents = expert.provenance.get('started_from')
+    if parents is None:
         return 'unknown'
-    trained_as = provenance.get('trained_as', expert.name)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    if trained_as == _first_task(calls):
-        return 'base'
-    default = signature(ExpertSegmentor).parameters['init_from'].default
-    return (_setting(calls, 'name', trained_as, None)
-            or _setting(calls, 'type', 'ExpertSegmentor', default)
-            or 'unknown')
-
-
-def _first_task(calls: List[ast.Call]) -> Optional[str]:
-    """Name of the task that a config learns first."""
-    for keyword in (k for call in calls for k in call.keywords):
-        if keyword.arg == 'tasks' and isinstance(keyword.value, ast.List):
-            tasks = [t for t in keyword.value.elts if isinstance(t, ast.Call)]
-            return _constant(tasks[0], 'name') if tasks else None
-    return None
-
-
-def _setting(calls: List[ast.Call], key: str, value: str,
-             default: Optional[str]) -> Optional[str]:
-    """``init_from`` beside ``key=value``; None where neither is."""
-    for call in calls:
-        if _constant(call, key) == value:
-            return _constant(call, 'init_from') or default
-    return None
-
-
-def _constant(call: ast.Call, key: str) -> Optional[str]:
-    """A text that a call gives by keyword."""
-    for keyword in call.keywords:
-        if keyword.arg == key and isinstance(keyword.value, ast.Constant):
-            return str(keyword.value.value)
-    return None
+    return ', '.join(
+        names.get(checksum, name)
+        for name, checksum in parents.items()) or 'base'

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the incremental loop asks of a method."""
+"""The contract of a method: all that the rest of the package asks of it."""
 from __future__ import annotations
 
 import contextlib
 import copy
 from abc import abstractmethod
 from pathlib import Path
-from typing import (Any, ContextManager, Dict, Iterable, Iterator, List,
-                    Optional, Sequence, Tuple)
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Sequence, Tuple)
 
 import torch
 from mmengine.device import get_device
@@ -15,11 +15,10 @@ from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
-from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg_mile.gates.base_gate import BaseGate
 from mmseg_mile.structures import Task
-from .prediction import Decoded, Decoder, PredictedSamples, decode_batch
+from .prediction import CoarseEncoderDecoder
 
 
 def head_config(template: Dict[str, Any], num_classes: int) -> Dict[str, Any]:
@@ -94,16 +93,14 @@ def copy_matching(head: nn.Module, source: Dict[str, Tensor],
                 value[mine].copy_(other[theirs])
 
 
-_DTYPES = ('float32', 'bfloat16', 'float16')
-
-
-class ContinualSegmentor(EncoderDecoder):
+class ContinualSegmentor(CoarseEncoderDecoder):
     """An encoder-decoder that learns one task after another.
 
     A method says what happens when a task begins and ends, and what it
-    leaves on disk; ``loss`` and ``predict`` are mmseg's. Every predicted
-    ``SegDataSample`` says in its metainfo which label space it speaks:
-    ``classes``, ``palette``, and ``expert`` (None for methods without).
+    leaves on disk; ``loss`` and ``predict`` are mmseg's. The other answers
+    stand for methods without experts. Every predicted ``SegDataSample``
+    says in its metainfo which label space it has: ``classes``, ``palette``,
+    and ``expert`` (None for methods without).
 
     Args:
         backbone (dict): Config of the backbone.
@@ -114,15 +111,7 @@ class ContinualSegmentor(EncoderDecoder):
         channels_last (bool): Whether to lay weights out as torch's
             ``channels_last``, which speeds up most networks and changes no
             result. Defaults to False.
-        keep_logits (bool): Whether predictions carry ``seg_logits``, a
-            full-size float map per class that takes memory and time;
-            ``SegTTAModel`` needs them. Defaults to False.
-        predict_dtype (str): 'float32', or 'bfloat16' or 'float16' to predict
-            under autocast. Defaults to 'float32'.
-        **kwargs: As in mmseg's ``EncoderDecoder``.
-
-    Raises:
-        ValueError: If ``predict_dtype`` is unknown.
+        **kwargs: As in :class:`CoarseEncoderDecoder`.
     """
 
     #: Name of the method in results and tables.
@@ -132,16 +121,21 @@ class ContinualSegmentor(EncoderDecoder):
     #: Values of ``train_cfg.rehearsal.tasks`` that it can learn from; None
     #: is to see the images of one task at a time.
     rehearses: Tuple[Optional[str], ...] = (None, )
-    #: Chooses among experts; None for methods without.
+    #: Chooses among experts; None for methods without, and for those that
+    #: route inside the network, see :meth:`routing_stats`.
     gate: Optional[BaseGate] = None
+    #: Whether what it learns of a task is an expert over a frozen base: tasks
+    #: can be learned at the same time, and :meth:`reuse_expert` works.
+    supports_parallel = False
+    #: Set where :meth:`reuse_expert` will take over every expert of the
+    #: stream, so that none starts from another one.
+    reuses_experts = False
 
     def __init__(self,
                  backbone: Dict[str, Any],
                  decode_head: Dict[str, Any],
                  auxiliary_head: Any = None,
                  channels_last: bool = False,
-                 keep_logits: bool = False,
-                 predict_dtype: str = 'float32',
                  **kwargs: Any) -> None:
         self.head_template = dict(decode_head)
         if auxiliary_head is None:
@@ -157,16 +151,11 @@ class ContinualSegmentor(EncoderDecoder):
         trainable_norms(self.backbone)
         self._memory_format = (
             torch.channels_last if channels_last else torch.preserve_format)
-        self._laid_out(self)
-        self.keep_logits = keep_logits
-        if predict_dtype not in _DTYPES:
-            raise ValueError(f'model.predict_dtype must be one of {_DTYPES}, '
-                             f'got {predict_dtype!r}')
-        self.predict_dtype: torch.dtype = getattr(torch, predict_dtype)
+        self.to(memory_format=self._memory_format)
         self.classes: Tuple[str, ...] = ()
         self.palette: Tuple[Tuple[int, ...], ...] = ()
 
-    # -- the contract ----------------------------------------------------
+    # -- learning --------------------------------------------------------
 
     def check_stream(self, tasks: Sequence[Task]) -> None:
         """Refuse tasks that could not begin, before any is trained.
@@ -192,6 +181,33 @@ class ContinualSegmentor(EncoderDecoder):
     def end_task(self, task: Task, loader: Iterable[dict]) -> None:
         """Keep what was learned; arguments as in :meth:`begin_task`."""
 
+    def reuse_expert(self, task: Task, loader: Iterable[dict],
+                     expert: Any) -> None:
+        """Take over a finished expert instead of training the task.
+
+        Args:
+            task (Task): The task.
+            loader (Iterable[dict]): As in :meth:`begin_task`.
+            expert (Expert): Of the same base.
+
+        Raises:
+            ValueError: If the method has no experts.
+        """
+        raise ValueError(f'{type(self).__name__} has no experts to reuse')
+
+    def optim_wrapper_config(self, config: Dict[str, Any]) -> Dict[str, Any]:
+        """The optimizer's config for the task that has begun.
+
+        Args:
+            config (dict): A copy of the config's ``optim_wrapper``.
+
+        Returns:
+            dict: The same, unless a method's rates depend on the task.
+        """
+        return config
+
+    # -- keeping ---------------------------------------------------------
+
     @abstractmethod
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
@@ -201,27 +217,16 @@ class ContinualSegmentor(EncoderDecoder):
     def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
         """Restore the state after ``tasks`` were learned and saved."""
 
-    @property
-    def expert_names(self) -> Tuple[str, ...]:
-        """tuple[str]: Experts that can be forced; () without experts."""
-        return ()
-
-    @contextlib.contextmanager
-    def forced(self, expert: str) -> Iterator[None]:
-        """Predict every image inside the block with one expert."""
-        raise ValueError(f'{type(self).__name__} has no expert {expert!r}')
-        yield
-
-    def expert_costs(self, folder: Path) -> List[Dict[str, Any]]:
-        """Size of each expert as in ``results.json``; [] without experts."""
-        return []
-
     def kept_state(self) -> Dict[str, Tensor]:
         """Tensors to keep so as to predict, and to go on learning.
 
         Without those of experts, whose sizes :meth:`expert_costs` gives.
         """
         return self.state_dict()
+
+    def expert_costs(self, folder: Path) -> List[Dict[str, Any]]:
+        """Size of each expert as in ``results.json``; [] without experts."""
+        return []
 
     def kept_cost(self, experts: Sequence[Dict[str, Any]]) -> Dict[str, int]:
         """Size of what must be kept to predict, and to go on learning.
@@ -243,91 +248,68 @@ class ContinualSegmentor(EncoderDecoder):
             bytes=sum(v.nbytes for v in held) + sum(expert['bytes']
                                                     for expert in experts))
 
-    def optim_wrapper_config(self, config: Dict[str, Any]) -> Dict[str, Any]:
-        """The optimizer's config for the task that has begun.
+    # -- predicting ------------------------------------------------------
 
-        Args:
-            config (dict): A copy of the config's ``optim_wrapper``.
+    @property
+    def expert_names(self) -> Tuple[str, ...]:
+        """tuple[str]: Experts that can be forced; () without experts."""
+        return ()
 
-        Returns:
-            dict: The same, unless a method's rates depend on the task.
+    @contextlib.contextmanager
+    def forced(self, expert: str) -> Iterator[None]:
+        """Predict every image inside the block with one expert."""
+        raise ValueError(f'{type(self).__name__} has no expert {expert!r}')
+        yield
+
+    def routing_stats(self) -> Mapping[str, Any]:
+        """Shares of experts in what was predicted since the last call.
+
+        For methods that route inside the network: per layer, region or
+        image, as JSON can say it. {} for those whose samples name their
+        expert.
         """
-        return config
-
-    # -- shared by the methods -------------------------------------------
+        return {}
 
     def predict(self,
                 inputs: Tensor,
                 data_samples: Optional[list] = None) -> list:
-        """As mmseg's, and names the label space of each prediction.
-
-        Args:
-            inputs (Tensor): (B, C, H, W), normalised.
-            data_samples (list[SegDataSample], optional): Of the B images.
-                Defaults to None.
-
-        Returns:
-            list[SegDataSample]: With ``pred_sem_seg``, (1, H, W) in the
-            original size, and ``seg_logits`` if the model keeps them.
-        """
-        predicted = PredictedSamples(inputs, data_samples, self.keep_logits)
-        self.decode_into(
-            predicted, inputs,
-            [Decoder(lambda: self.decode_head, range(len(inputs)))])
-        for sample in predicted.samples:
+        """As :meth:`CoarseEncoderDecoder.predict`; names the label space."""
+        samples = super().predict(inputs, data_samples)
+        for sample in samples:
             sample.set_metainfo(
                 dict(classes=self.classes, palette=self.palette, expert=None))
-        return predicted.samples
+        return samples
 
-    def decode_into(self,
-                    predicted: PredictedSamples,
-                    inputs: Tensor,
-                    decoders: Sequence[Decoder],
-                    where: Optional[Sequence[int]] = None) -> None:
-        """Encode images once and write what the heads make of them.
-
-        Args:
-            predicted (PredictedSamples): Of the whole batch.
-            inputs (Tensor): (n, C, H, W), all of the batch or some of it.
-            decoders (Sequence[Decoder]): Heads for all n images.
-            where (Sequence[int], optional): Positions of the n images in the
-                batch. Defaults to None: they are the batch.
-        """
-        order = range(len(inputs)) if where is None else where
-        metas = predicted.metas()
-        decoded = self.decode(inputs, [metas[i] for i in order], decoders)
-        for decoder, (logits, head) in zip(decoders, decoded):
-            predicted.write([order[i] for i in decoder.indices], logits, head)
-
-    def decode(self, inputs: Tensor, metas: List[Dict[str, Any]],
-               decoders: Sequence[Decoder]) -> List[Decoded]:
-        """See :func:`decode_batch`; in the precision of predictions."""
-        # not `enabled=False`, which would undo a test loop's own autocast
-        lowered: ContextManager = contextlib.nullcontext()
-        if self.predict_dtype is not torch.float32:
-            lowered = torch.autocast(
-                inputs.device.type, dtype=self.predict_dtype)
-        with lowered:
-            return decode_batch(self, inputs, metas, decoders)
+    # -- heads -----------------------------------------------------------
 
     def set_decode_head(self, head: nn.Module, classes: Sequence[str],
                         palette: Sequence[Sequence[int]]) -> None:
         """Decode with ``head``, in its label space."""
+        self._hold_head(head)
+        self.classes = tuple(classes)
+        self.palette = tuple(tuple(c) for c in palette)
+
+    @contextlib.contextmanager
+    def decoding_with(self, head: nn.Module) -> Iterator[None]:
+        """Decode with another head inside the block."""
+        previous = self.decode_head
+        self._hold_head(head)
+        try:
+            yield
+        finally:
+            self._hold_head(previous)
+
+    def _hold_head(self, head: nn.Module) -> None:
         self.decode_head = head
         self.align_corners = head.align_corners
         self.num_classes = head.num_classes
         self.out_channels = head.out_channels
-        self.classes = tuple(classes)
-        self.palette = tuple(tuple(c) for c in palette)
 
     def new_head(self, num_classes: int) -> nn.Module:
         """A fresh decode head from the template."""
-        head = build_head(
+        head: Any = build_head(
             head_config(self.head_template, num_classes), self.device)
-        return self._laid_out(head)
-
-    def _laid_out(self, module: Any) -> Any:
-        return module.to(memory_format=self._memory_format)
+        return head.to(memory_format=self._memory_format)
 
     def renew_auxiliary_heads(self, num_classes: int) -> None:
         """Fresh auxiliary heads for the task that begins."""
@@ -340,8 +322,3 @@ class ContinualSegmentor(EncoderDecoder):
         """Auxiliary heads are of no use once a task has ended."""
         if self._auxiliary_templates:
             del self.auxiliary_head
-
-    @property
-    def device(self) -> torch.device:
-        """torch.device: Where the backbone's weights lie."""
-        return next(self.backbone.parameters()).device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a gate decides for a batch of images."""
+"""A gate's decision for a batch of images."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named adapters and the cache of merged weights."""
+"""Named adapters: what is in memory, what is merged, what a network holds."""
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from mmseg_mile.adapters.adapter import Adapter
-from mmseg_mile.adapters.adapter_library import AdapterLibrary
+from mmseg_mile.adapters.adapter_library import (AdapterLibrary, ExpertCache,
+                                                 TensorSlots)
 
 
 def adapter(value: float) -> Adapter:
@@ -16,6 +20,9 @@ def adapter(value: float) -> Adapter:
             'a.lora_A.weight': torch.ones(1, 2),
             'a.lora_B.weight': torch.full((2, 1), value)
         }, {}, 1.0)
+
+
+SIZE = adapter(0.0).num_bytes()
 
 
 @pytest.fixture
@@ -39,24 +46,21 @@ def value(library: AdapterLibrary, base: dict, **mixture: float) -> float:
     return float(weight[0, 0])
 
 
-def test_names_keep_their_order(library):
-    assert library.names == ('one', 'two')
-    assert 'one' in library and 'three' not in library
+# -- experts by name ---------------------------------------------------------
 
 
 @pytest.mark.parametrize('use', [
     lambda library: library['three'],
     lambda library: library.__delitem__('three'),
+    lambda library: library.require(['one', 'three']),
     lambda library: library.merged({'three': 1.0}, {}),
-])
+    lambda library: library.merged({'one': 0.5, 'three': 0.5}, {}),
+])  # yapf: disable
 def test_unknown_expert_is_refused_with_the_known_ones(library, use):
+    assert library.names == ('one', 'two')
+    assert 'one' in library and 'three' not in library
     with pytest.raises(ValueError, match=r"'three'; experts: \['one', 'two'"):
         use(library)
-
-
-def test_cache_of_no_size_is_refused():
-    with pytest.raises(ValueError, match='merge_cache_size .* got 0'):
-        AdapterLibrary(0)
 
 
 def test_removed_expert_is_gone_and_the_others_stay(library, base):
@@ -68,12 +72,23 @@ def test_removed_expert_is_gone_and_the_others_stay(library, base):
     assert value(library, base, two=1.0) == 2
 
 
-def test_merged_weights_are_kept(library, base):
-    first = library.merged({'one': 1.0}, base)
-    assert library.merged({'one': 1.0}, base) is first
+def test_norms_are_renewed_from_a_base_that_was_trained(library, base):
+    for name in library.names:
+        owner = library[name]
+        owner.norm['n.weight'] = torch.zeros(3)
+    base = dict(base, **{'n.weight': torch.ones(3)})
+    half = {'one': 0.5, 'two': 0.5}
+    assert not library.merged(half, base)['n.weight'].any()
+    library.copy_norms(base)
+    assert torch.equal(library['one'].norm['n.weight'], torch.ones(3))
+    assert library.merged(half, base)['n.weight'].all()
 
 
-def test_order_of_a_mixture_does_not_matter(library, base):
+# -- merged weights ----------------------------------------------------------
+
+
+def test_merged_weights_are_kept_whatever_the_order_of_the_mixture(
+        library, base):
     first = library.merged({'one': 0.5, 'two': 0.5}, base)
     assert library.merged({'two': 0.5, 'one': 0.5}, base) is first
 
@@ -87,37 +102,69 @@ def test_least_recently_used_is_dropped(library, base):
     assert library.merged({'two': 1.0}, base) is not two
 
 
-def test_replaced_expert_is_merged_anew(library, base):
-    assert value(library, base, one=0.5, two=0.5) == 1.5
-    library['two'] = adapter(4.)
-    assert value(library, base, one=0.5, two=0.5) == 2.5
+def test_merged_weights_record_no_gradient_and_know_no_autocast(library, base):
+    base['a.weight'].requires_grad_()
+    library['one'] = adapter(1.001)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        weight = library.merged({'one': 1.0}, base)['a.weight']
+    assert not weight.requires_grad
+    assert float(weight[0, 0]) == pytest.approx(1.001)
 
 
-def test_base_that_was_written_to_is_merged_anew(library, base):
+def mix(library: AdapterLibrary, base: dict, *shares: float) -> list[float]:
+    """Values of mixtures of the same two experts."""
+    return [value(library, base, one=s, two=1 - s) for s in shares]
+
+
+def test_factors_of_a_set_are_stacked_once_it_comes_again(library, base):
+    assert mix(library, base, 0.25) == [1.75]
+    assert library.cache.num_bytes == 2 * SIZE
+    for share in (0.5, 0.75):
+        assert mix(library, base, share) == [2 - share]
+        assert value(library, base, two=share, one=1 - share) == 1 + share
+        assert library.cache.num_bytes == 4 * SIZE
+
+
+def test_single_expert_is_never_stacked(library, base):
+    assert [value(library, base, one=w) for w in (.25, .5, 1.)] == [.25, .5, 1]
+    assert library.cache.num_bytes == 2 * SIZE
+
+
+def test_stack_of_the_oldest_set_goes(library, base):
+    library['three'] = adapter(3.)
+    mix(library, base, 0.25, 0.5)
+    value(library, base, two=0.5, three=0.5)
+    assert library.cache.num_bytes == 5 * SIZE
+    value(library, base, one=0.5, three=0.5)
+    assert library.cache.num_bytes == 3 * SIZE
+
+
+@pytest.mark.parametrize('change', [
+    lambda library: library.__setitem__('two', adapter(4.)),
+    lambda library: library.defer('two', lambda: adapter(4.)),
+])
+def test_what_was_made_of_a_replaced_expert_is_made_anew(
+        library, base, change):
+    assert mix(library, base, 0.25, 0.5) == [1.75, 1.5]
+    change(library)
+    assert mix(library, base, 0.25, 0.5, 0.75) == [3.25, 2.5, 1.75]
+    del library['two']
+    assert library.cache.num_bytes == SIZE
+
+
+def test_base_that_was_written_to_or_moved_is_merged_anew(library, base):
     assert value(library, base, one=1.0) == 1
+    mix(library, base, 0.25, 0.5)
     base['a.weight'].fill_(10)
     assert value(library, base, one=1.0) == 11
-
-
-def test_base_that_was_moved_is_merged_anew(library, base):
-    value(library, base, one=1.0)
+    assert mix(library, base, 0.5, 0.75) == [11.5, 11.25]
     moved = {'a.weight': base['a.weight'].double()}
+    assert mix(library, moved, 0.75) == [11.25]
     assert library.merged({'one': 1.0}, moved)['a.weight'].dtype == (
         torch.double)
 
 
-def test_merged_weights_record_no_gradient(library, base):
-    base['a.weight'].requires_grad_()
-    assert not library.merged({'one': 1.0}, base)['a.weight'].requires_grad
-
-
-def test_norms_are_renewed_from_a_base_that_was_trained(library, base):
-    owner = adapter(1.)
-    owner.norm = {'n.weight': torch.zeros(3)}
-    library['owner'] = owner
-    library.copy_norms(dict(base, **{'n.weight': torch.ones(3)}))
-    assert torch.equal(library['owner'].norm['n.weight'], torch.ones(3))
-    assert library['one'].norm == {}
+# -- memory ------------------------------------------------------------------
 
 
 def test_stored_adapter_is_loaded_when_it_is_merged(library, base):
@@ -130,23 +177,17 @@ def test_stored_adapter_is_loaded_when_it_is_merged(library, base):
     assert loads == [1]
 
 
-def test_stored_adapter_replaces_merged_weights_of_its_name(library, base):
-    assert value(library, base, one=1.0) == 1
-    library.defer('one', lambda: adapter(5.))
-    assert value(library, base, one=1.0) == 5
-
-
 def test_dropped_adapter_merges_to_the_same_weights(base):
     library = AdapterLibrary(merge_cache_size=1, memory_budget_mb=0)
     for name in 'ab':
         library.defer(name, lambda: adapter(0.3))
     first = library.merged({'a': 1.0}, base)['a.weight']
     library.merged({'b': 1.0}, base)
-    assert library.cache.num_bytes == adapter(0.3).num_bytes()
+    assert library.cache.num_bytes == SIZE
     assert torch.equal(library.merged({'a': 1.0}, base)['a.weight'], first)
 
 
-def test_adapter_in_memory_only_survives_any_budget(base):
+def test_trained_adapter_leaves_only_once_it_is_released(base):
     library = AdapterLibrary(merge_cache_size=1, memory_budget_mb=0)
     library['trained'] = trained = adapter(7.)
     library.defer('other', lambda: adapter(1.))
@@ -158,83 +199,143 @@ def test_adapter_in_memory_only_survives_any_budget(base):
     assert value(library, base, trained=1.0) == 7
 
 
-def test_factors_of_a_set_are_stacked_once_it_comes_again(library, base):
-    alone = sum(adapter(1.).num_bytes() for _ in range(2))
-    for share in (0.25, 0.5, 0.75):
-        assert value(library, base, one=share, two=1 - share) == 2 - share
-        stacked = library.cache.num_bytes > alone
-        assert stacked == (share > 0.25)
-
-
-def test_order_of_a_mixture_does_not_matter_to_the_stack(library, base):
-    value(library, base, one=0.25, two=0.75)
-    value(library, base, two=0.5, one=0.5)
-    before = library.cache.num_bytes
-    assert value(library, base, two=0.25, one=0.75) == 1.25
-    assert library.cache.num_bytes == before
-
-
-def test_single_expert_is_never_stacked(library, base):
-    before = library.cache.num_bytes
-    for weight in (0.25, 0.5, 1.0):
-        assert value(library, base, one=weight) == weight
-    assert library.cache.num_bytes == before
-
-
-@pytest.mark.parametrize('change', [
-    lambda library: library.__setitem__('two', adapter(4.)),
-    lambda library: library.defer('two', lambda: adapter(4.)),
-])
-def test_stack_of_a_replaced_expert_is_made_anew(library, base, change):
-    for share in (0.25, 0.5):
-        value(library, base, one=share, two=1 - share)
-    change(library)
-    for share in (0.25, 0.5, 0.75):
-        assert value(
-            library, base, one=share, two=1 - share) == (4 - 3 * share)
-
-
-def test_stack_of_a_removed_expert_is_gone(library, base):
-    for share in (0.25, 0.5):
-        value(library, base, one=share, two=1 - share)
-    del library['two']
-    assert library.cache.num_bytes == adapter(1.).num_bytes()
-
-
-def test_stack_serves_a_base_that_was_written_to_or_moved(library, base):
-    for share in (0.25, 0.5):
-        value(library, base, one=share, two=1 - share)
-    base['a.weight'].fill_(10)
-    assert value(library, base, one=0.5, two=0.5) == 11.5
-    assert value(library, base, one=0.75, two=0.25) == 11.25
-    moved = {'a.weight': base['a.weight'].double()}
-    assert value(library, moved, one=0.75, two=0.25) == 11.25
-
-
-def test_norms_renewed_from_a_base_enter_the_mixture(library, base):
-    for name in library.names:
-        library[name].norm['n.weight'] = torch.zeros(3)
-        library[name] = library[name]
-    base = dict(base, **{'n.weight': torch.ones(3)})
-    for share in (0.25, 0.5):
-        mixed = library.merged({'one': share, 'two': 1 - share}, base)
-        assert torch.equal(mixed['n.weight'], torch.zeros(3))
-    library.copy_norms(base)
-    mixed = library.merged({'one': 0.5, 'two': 0.5}, base)
-    assert torch.equal(mixed['n.weight'], torch.ones(3))
-
-
 def test_budget_is_kept_while_sets_are_mixed(base):
-    size = adapter(1.).num_bytes()
-    library = AdapterLibrary(2, memory_budget_mb=4 * size / 2**20)
-    for index in range(6):
+    library = AdapterLibrary(1, memory_budget_mb=4 * SIZE / 2**20)
+    for index in range(4):
         library.defer(f'{index}', lambda i=index: adapter(float(i)))
-    for _ in range(2):
-        for share in (0.25, 0.5, 0.75):
-            assert value(library, base, **{'1': share, '5': 1 - share}) == (
-                5 - 4 * share)  # yapf: disable
-            assert library.cache.num_bytes <= 4 * size
-            assert value(library, base, **{str(i): 1 / 6
-                                           for i in range(6)}) == (
-                                               pytest.approx(2.5))
-            assert library.cache.num_bytes <= 4 * size
+    for share in (0.25, 0.5, 0.75) * 2:
+        for first, second in ((0, 3), (0, 3), (1, 2)):
+            mixture = {f'{first}': share, f'{second}': 1 - share}
+            assert value(library, base, **mixture) == (
+                share * first + (1 - share) * second)
+            assert library.cache.num_bytes <= 4 * SIZE
+
+
+class Half:
+    """A part of half a MiB."""
+
+    def num_bytes(self) -> int:
+        """Size of it."""
+        return 2**19
+
+
+@pytest.fixture
+def reads() -> list:
+    """Names of the parts that were loaded, in order."""
+    return []
+
+
+@pytest.fixture
+def cache(reads) -> ExpertCache:
+    """A cache of 1 MiB that may load three parts of half a MiB."""
+    cache = ExpertCache(budget_mb=1)
+    for name in 'abc':
+        cache.defer(('head', name),
+                    lambda n=name: (reads.append(n), Half())[1])
+    return cache
+
+
+def use(cache, names):
+    """Ask for parts; return the last."""
+    return [cache['head', name] for name in names][-1]
+
+
+def test_part_in_use_is_loaded_once(cache, reads):
+    assert ('head', 'a') in cache and ('head', 'd') not in cache
+    assert reads == [] and cache.num_bytes == 0
+    assert use(cache, 'a') is use(cache, 'ba')
+    assert reads == ['a', 'b']
+
+
+def test_least_recently_used_part_leaves_first(cache, reads):
+    use(cache, 'abacac')
+    assert cache.num_bytes == 2**20
+    use(cache, 'b')
+    assert reads == ['a', 'b', 'c', 'b']
+
+
+def test_budget_counts_all_kinds_together(cache, reads):
+    cache.defer(('adapter', 'a'), Half)
+    use(cache, 'ab')
+    cache['adapter', 'a']
+    assert cache.num_bytes == 2**20
+    use(cache, 'a')
+    assert reads == ['a', 'b', 'a']
+
+
+def test_part_that_exists_in_memory_only_never_leaves(cache):
+    trained = [Half() for _ in range(3)]
+    for index, part in enumerate(trained):
+        cache['head', f'trained {index}'] = part
+    use(cache, 'abc')
+    assert [cache['head', f'trained {i}'] for i in range(3)] == trained
+    # what was used last stays, beyond the budget
+    assert cache.num_bytes == 4 * 2**19
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda: ExpertCache(-1), 'memory_budget_mb must be .* got -1'),
+    (lambda: AdapterLibrary(0), 'merge_cache_size .* got 0'),
+])
+def test_size_that_holds_nothing_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# -- tensors in the place of a network's own ---------------------------------
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    """A layer without a bias, a norm layer and a nested layer."""
+    return nn.Sequential(
+        nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4),
+        nn.Sequential(nn.Linear(4, 4))).eval()
+
+
+def state(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers as torch names them."""
+    return dict([*net.named_parameters(), *net.named_buffers()])
+
+
+def test_every_parameter_and_buffer_is_found_under_its_name(net):
+    for network in (net, net[0]):
+        slots = TensorSlots(network)
+        assert list(slots) and set(slots) == set(state(network))
+        assert all(slots[k] is value for k, value in state(network).items())
+
+
+def test_other_tensors_are_seen_inside_the_block_only(net):
+    slots, x, own = TensorSlots(net), torch.randn(3, 4), state(net)
+    other = copy.deepcopy(net)
+    for tensor in state(other).values():
+        if tensor.is_floating_point():
+            tensor.data.add_(torch.rand_like(tensor))
+    before = net(x)
+    with slots.holding(state(other)):
+        assert torch.equal(net(x), other(x))
+        assert not torch.equal(net(x), before)
+    assert torch.equal(net(x), before)
+    with pytest.raises(KeyError), slots.holding(state(other)):
+        raise KeyError
+    assert all(state(net)[name] is tensor for name, tensor in own.items())
+
+
+def test_unknown_name_exchanges_nothing(net):
+    slots, own = TensorSlots(net), net[0].weight
+    with pytest.raises(KeyError, match='no.such'):
+        with slots.holding({'0.weight': torch.zeros(4, 4), 'no.such': own}):
+            raise AssertionError
+    assert net[0].weight is own
+
+
+def test_tensors_may_move_or_be_replaced_and_copies_have_slots_of_their_own(
+        net):
+    slots = TensorSlots(net)
+    net.double()
+    net[0].weight = nn.Parameter(torch.zeros(4, 4))
+    assert slots['1.running_mean'].dtype == torch.float64
+    assert slots['0.weight'] is net[0].weight
+    other, slots = copy.deepcopy((net, slots))
+    with slots.holding({'0.weight': torch.ones(4, 4)}):
+        assert other[0].weight.all() and not net[0].weight.any()

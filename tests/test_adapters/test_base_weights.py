@@ -2,11 +2,17 @@
 """Which weights a base may have, and how it is told from others."""
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmseg.registry import MODELS
-from mmseg_mile.adapters.base_weights import fingerprint
+from mmseg_mile.adapters.base_weights import fingerprint, weights_only
 
 
 @pytest.fixture
@@ -24,9 +30,9 @@ def checkpoint(resnet, tmp_path):
     return write
 
 
-def pretrained(make, init_cfg):
+def pretrained(make, init_cfg, **options):
     """Build the wrapper over a checkpoint."""
-    backbone = make(change=dict(init_cfg=init_cfg))
+    backbone = make(change=dict(init_cfg=init_cfg), **options)
     backbone.init_weights()
     return backbone
 
@@ -44,6 +50,9 @@ def test_fingerprint_does_not_depend_on_order_or_strides():
     a, b = torch.randn(2, 3, 4, 5), torch.tensor(3)
     strided = a.to(memory_format=torch.channels_last)
     assert fingerprint({'a': a, 'b': b}) == fingerprint({'b': b, 'a': strided})
+
+
+# -- pretrained weights ------------------------------------------------------
 
 
 def test_pretrained_checkpoint_is_loaded_as_it_is(make, checkpoint):
@@ -77,62 +86,134 @@ def test_checkpoint_of_an_old_torch_needs_no_batch_counter(make, checkpoint):
     pretrained(make, checkpoint(drop)[1])
 
 
-def test_backbone_without_a_checkpoint_is_drawn_at_random(make):
-    make().init_weights()
-
-
-def test_stock_checkpoint_loads_into_the_wrapper_and_back(make, checkpoint):
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_stock_checkpoint_loads_into_the_wrapper_and_back(
+        make, checkpoint, prefix):
     state, _ = checkpoint()
     backbone = make()
-    backbone.load_state_dict(state, strict=True)
+    model = torch.nn.ModuleDict(dict(backbone=backbone))
+    (model if prefix else backbone).load_state_dict(
+        {
+            prefix + k: v
+            for k, v in state.items()
+        }, strict=True)
     assert fingerprint(backbone.base_state()) == fingerprint(state)
 
 
-def test_own_checkpoint_loads_into_the_wrapper(make):
-    source, backbone = make(), make()
-    source.backbone.layer1[0].conv1.weight.data.zero_()
-    backbone.load_state_dict(source.state_dict(), strict=True)
-    assert backbone.fingerprint() == source.fingerprint()
+# -- the base of a library ---------------------------------------------------
 
 
-def test_stock_checkpoint_of_a_whole_model_loads_at_a_prefix(make, checkpoint):
-    state, _ = checkpoint()
-    model = torch.nn.ModuleDict(dict(backbone=make()))
-    model.load_state_dict({f'backbone.{k}': v for k, v in state.items()})
-    assert model['backbone'].fingerprint() == fingerprint(state)
-
-
-def test_base_of_a_library_is_taken_over(make, checkpoint):
-    state, _ = checkpoint()
-    backbone = make()
-    backbone.load_base(state, fingerprint(state))
-    assert backbone.fingerprint() == fingerprint(state)
+def other_base(backbone):
+    """Tensors that differ in one weight, and their fingerprint."""
+    state = {k: v.clone() for k, v in backbone.base_state().items()}
+    state['layer1.0.conv1.weight'] += 1
+    return state, fingerprint(state)
 
 
 def test_base_of_a_library_is_refused_over_another_pretrained_one(
         make, checkpoint):
     backbone = pretrained(make, checkpoint()[1])
-    other = {k: v.clone() for k, v in backbone.base_state().items()}
-    other['layer1.0.conv1.weight'] += 1
-    stored, mine = fingerprint(other), backbone.fingerprint()
+    mine, (state, stored) = backbone.fingerprint(), other_base(backbone)
     with pytest.raises(
             ValueError, match=f'{stored[:16]}.*{mine[:16]}.*base.pth'):
-        backbone.load_base(other, stored)
+        backbone.load_base(state, stored)
     assert backbone.fingerprint() == mine
 
 
 def test_base_trained_on_the_first_task_replaces_the_pretrained_one(
         make, checkpoint):
-    backbone = make(
-        change=dict(init_cfg=checkpoint()[1]), base_training='first_task')
-    backbone.init_weights()
-    other = {k: v.clone() for k, v in backbone.base_state().items()}
-    other['layer1.0.conv1.weight'] += 1
-    backbone.load_base(other, fingerprint(other))
-    assert backbone.fingerprint() == fingerprint(other)
+    backbone = pretrained(make, checkpoint()[1], base_training='first_task')
+    state, stored = other_base(backbone)
+    backbone.load_base(state, stored)
+    assert backbone.fingerprint() == stored
 
 
 def test_base_of_another_network_is_refused(make, checkpoint):
     state, _ = checkpoint(base_channels=8)
     with pytest.raises(ValueError, match='does not fit ResNetV1c'):
         make().load_base(state, fingerprint(state))
+
+
+# -- checkpoints that hold more than weights ---------------------------------
+
+
+class Intruder:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return (Path.mkdir, (self.folder, ))
+
+
+@pytest.fixture
+def harm(tmp_path):
+    """Where a folder appears once foreign code ran."""
+    return tmp_path / 'code ran'
+
+
+@pytest.fixture
+def pickled(tmp_path, resnet, harm):
+    """A checkpoint of the small CNN with code beside its weights."""
+    path = tmp_path / 'stock.pth'
+    state = MODELS.build(resnet).state_dict()
+    torch.save(dict(state_dict=state, meta=Intruder(harm)), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('prefix', [{}, dict(prefix='backbone')])
+def test_pretrained_base_that_brings_code_is_refused(make, pickled, harm,
+                                                     prefix):
+    init_cfg = dict(type='Pretrained', checkpoint=pickled, **prefix)
+    with pytest.raises(
+            ValueError, match=f"checkpoint '{pickled}' .* would run code"):
+        pretrained(make, init_cfg)
+    assert not harm.exists()
+    # the restriction ends with the loading, and the pickle does run
+    torch.load(pickled, weights_only=False)
+    assert harm.exists()
+
+
+@pytest.mark.parametrize('name', [
+    '{pickled}', 'http://host/a.pth', 'open-mmlab://resnet50_v1c',
+    'mmcls://mobilenet_v2'
+])
+def test_nothing_that_brings_code_is_read_where_weights_are(
+        make, monkeypatch, pickled, harm, name):
+    # as torch.hub reads what it has downloaded
+    monkeypatch.setattr(
+        'mmengine.runner.checkpoint.load_url',
+        lambda url, **kwargs: torch.load(pickled, weights_only=False))
+    with pytest.raises(ValueError, match='a checkpoint .* would run code'):
+        with weights_only('a checkpoint'):
+            # what Runner.load_from and Runner.resume call
+            load_checkpoint(make(), name.format(pickled=pickled))
+    assert not harm.exists()
+
+
+def test_checkpoint_of_mmengine_is_weights(tmp_path):
+    path = tmp_path / 'iter_2.pth'
+    written = dict(
+        meta=dict(epoch=0, iter=2, seed=np.int64(3), time='today'),
+        state_dict=dict(a=torch.ones(2)),
+        message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.0], [1]))))
+    torch.save(written, path)
+    with weights_only():
+        read = CheckpointLoader.load_checkpoint(str(path))
+    assert read['meta'] == written['meta']
+    assert read['message_hub']['log_scalars']['loss'].current() == 1
+
+
+@pytest.mark.parametrize('length', [0, 10, 100, 1000])
+def test_cut_checkpoint_is_refused_by_name(make, checkpoint, length):
+    _, init_cfg = checkpoint()
+    path = Path(init_cfg['checkpoint'])
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=f"checkpoint '{path}' is broken"):
+        pretrained(make, init_cfg)
+
+
+def test_missing_checkpoint_is_refused_by_name(make):
+    with pytest.raises(FileNotFoundError, match='none.pth'):
+        pretrained(make, dict(type='Pretrained', checkpoint='none.pth'))

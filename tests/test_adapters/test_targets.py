@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers get an adapter, and which are refused."""
+"""The ``lora`` field: which layers get an adapter, and which are refused."""
 from __future__ import annotations
 
 import pytest
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mmseg.registry import MODELS
 from mmseg_mile.adapters.attention import replace_attention
-from mmseg_mile.adapters.targets import (called_modules, is_adaptable,
-                                         resolve_targets)
+from mmseg_mile.adapters.targets import (called_modules, check_lora_config,
+                                         is_adaptable, lora_scaling,
+                                         probe_images, resolve_targets)
 
 MIT = dict(
     type='MixVisionTransformer',
@@ -25,15 +26,6 @@ BEIT = dict(
     num_heads=2,
     out_indices=(0, ),
     init_values=0.1)
-RESNET = dict(
-    type='ResNetV1c',
-    depth=18,
-    stem_channels=8,
-    base_channels=8,
-    num_stages=2,
-    strides=(1, 2),
-    dilations=(1, 1),
-    out_indices=(0, 1))
 
 
 class SmallNet(nn.Module):
@@ -52,17 +44,47 @@ class SmallNet(nn.Module):
         return self.block(self.norm(self.depthwise(self.stem(x))))
 
 
+# -- settings ----------------------------------------------------------------
+
+
+def test_arguments_for_peft_come_without_the_targets():
+    checked = check_lora_config(
+        dict(r=4, lora_alpha=8, target_modules=['qkv']))
+    assert checked == dict(
+        r=4, lora_alpha=8, lora_dropout=0.0, use_rslora=False)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(rank=4), r"unknown keys \['rank'\]; allowed: .*'r'"),
+    (dict(r=0), r'lora.r \(the rank\) must be an integer >= 1, got 0'),
+    (dict(r=None), 'lora.r .* got None'),
+    (dict(r=2.5), 'lora.r .* got 2.5'),
+    (dict(r=True), 'lora.r .* got True'),
+    (dict(lora_alpha=0), 'lora.lora_alpha must be > 0, got 0'),
+    (dict(lora_alpha=None), 'lora.lora_alpha must be > 0, got None'),
+    (dict(lora_alpha='8'), "lora.lora_alpha must be > 0, got '8'"),
+    (dict(lora_dropout=1.0), r'lora.lora_dropout must be in \[0, 1\)'),
+    (dict(lora_dropout=-0.1), 'lora.lora_dropout .* got -0.1'),
+])  # yapf: disable
+def test_wrong_setting_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_lora_config({'r': 4, 'lora_alpha': 8, **change})
+
+
+@pytest.mark.parametrize('config, scaling', [
+    (dict(r=4, lora_alpha=8), 2),
+    (dict(r=4, lora_alpha=8, use_rslora=True), 4),
+    (check_lora_config(None), 1),
+])  # yapf: disable
+def test_scaling_is_alpha_over_rank_or_its_root(config, scaling):
+    assert lora_scaling(config) == scaling
+
+
+# -- layers ------------------------------------------------------------------
+
+
 def test_cnn_defaults_to_all_dense_convolutions():
     assert resolve_targets(SmallNet()) == ['stem', 'block.0']
-
-
-def test_cnn_backbone_defaults_to_every_convolution_it_calls():
-    backbone = MODELS.build(RESNET)
-    wanted = [
-        n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)
-    ]
-    assert len(wanted) > 10
-    assert resolve_targets(backbone) == wanted
 
 
 def test_transformer_defaults_to_attention_and_ffn():
@@ -84,64 +106,34 @@ def test_default_leaves_out_layers_that_are_never_called():
     assert 'layers.0.attn.qkv' not in resolve_targets(MODELS.build(BEIT))
 
 
-def test_backbone_without_a_fitting_layer_is_refused():
-    net = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3))
-    with pytest.raises(ValueError, match='nothing LoRA could adapt'):
-        resolve_targets(net)
-
-
 @pytest.mark.parametrize('target_modules, wanted', [
     (['stem'], ['stem']),
     (['0', 'stem'], ['stem', 'block.0']),
     (['block.0'], ['block.0']),
-    (r'(stem|block\.\d)', None),
+    (r'(stem|block\.\d)', ['stem', 'block.0']),
     (r'st.*m', ['stem']),
 ])  # yapf: disable
 def test_targets_have_the_meaning_that_peft_gives_them(target_modules, wanted):
-    assert resolve_targets(SmallNet(), target_modules) == (
-        wanted or ['stem', 'block.0'])
+    assert resolve_targets(SmallNet(), target_modules) == wanted
 
 
-def test_last_part_of_a_name_is_matched_as_a_whole():
-    with pytest.raises(ValueError, match='matches no layer'):
-        resolve_targets(SmallNet(), ['em'])
-
-
-def test_unmatched_target_suggests_near_names():
-    with pytest.raises(ValueError, match="'stam' matches no layer.*'stem'"):
-        resolve_targets(SmallNet(), ['stem', 'stam'])
-
-
-def test_unmatched_target_with_no_near_name_lists_some_layers():
-    with pytest.raises(ValueError, match=r"did you mean one of \['0', 'bl"):
-        resolve_targets(SmallNet(), ['xyzzy'])
-
-
-def test_empty_list_of_targets_is_refused():
-    with pytest.raises(ValueError, match='target_modules is empty'):
-        resolve_targets(SmallNet(), [])
-
-
-@pytest.mark.parametrize('target, kind', [('depthwise', 'Conv2d'),
-                                          ('norm', 'BatchNorm2d')])
-def test_layer_that_takes_no_adapter_is_refused(target, kind):
-    with pytest.raises(ValueError, match=f"'{target}', a {kind}"):
-        resolve_targets(SmallNet(), [target])
-
-
-def test_layer_that_is_never_called_is_refused():
-    with pytest.raises(ValueError, match=r"never called.*\['spare'\]"):
-        resolve_targets(SmallNet(), ['stem', 'spare'])
-
-
-def test_qkv_of_beit_is_refused_as_its_forward_never_runs():
-    with pytest.raises(ValueError, match="'qkv' matches layers whose"):
-        resolve_targets(MODELS.build(BEIT), ['qkv'])
-
-
-def test_out_proj_of_a_stock_attention_is_refused():
-    with pytest.raises(ValueError, match="'out_proj' matches layers whose"):
-        resolve_targets(MODELS.build(MIT), ['out_proj'])
+@pytest.mark.parametrize('make, target, message', [
+    (SmallNet, ['em'], "'em' matches no layer"),
+    (SmallNet, ['stem', 'stam'], "'stam' matches no layer.*'stem'"),
+    (SmallNet, ['xyzzy'], r"did you mean one of \['0', 'bl"),
+    (SmallNet, [], 'target_modules is empty'),
+    (SmallNet, ['depthwise'], "'depthwise', a Conv2d"),
+    (SmallNet, ['norm'], "'norm', a BatchNorm2d"),
+    (SmallNet, ['stem', 'spare'], r"never called.*\['spare'\]"),
+    (lambda: MODELS.build(BEIT), ['qkv'], "'qkv' matches layers whose"),
+    # torch's attention never calls it
+    (lambda: MODELS.build(MIT), ['out_proj'], "'out_proj' matches layers"),
+    (lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3)), None,
+     'nothing LoRA could adapt'),
+])  # yapf: disable
+def test_target_that_trains_nothing_is_refused(make, target, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_targets(make(), target)
 
 
 def test_standardised_convolution_takes_no_adapter():
@@ -149,12 +141,18 @@ def test_standardised_convolution_takes_no_adapter():
     assert not is_adaptable(ConvWS2d(3, 8, 3))
 
 
-def test_probe_leaves_mode_and_hooks_as_they_were():
+# -- the probe ---------------------------------------------------------------
+
+
+def test_probe_leaves_everything_as_it_was():
     net = SmallNet()
     net.norm.eval()
+    mean, state = net.norm.running_mean.clone(), torch.get_rng_state()
     assert 'spare' not in called_modules(net)
     assert net.training and net.block.training and not net.norm.training
-    assert not any(m._forward_pre_hooks for m in net.modules())
+    assert not any(m._forward_hooks for m in net.modules())
+    assert torch.equal(net.norm.running_mean, mean)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_probe_cleans_up_when_the_backbone_raises():
@@ -162,17 +160,22 @@ def test_probe_cleans_up_when_the_backbone_raises():
     with pytest.raises(RuntimeError):
         called_modules(net)
     assert net.training
-    assert not any(m._forward_pre_hooks for m in net.modules())
+    assert not any(m._forward_hooks for m in net.modules())
 
 
-def test_probe_moves_no_statistics():
-    net = SmallNet()
-    before = net.norm.running_mean.clone()
-    called_modules(net)
-    assert torch.equal(net.norm.running_mean, before)
+@pytest.mark.parametrize('fields, size', [
+    (dict(), (48, 48)),
+    (dict(img_size=32), (32, 32)),
+    (dict(img_size=(32, 64)), (32, 64)),
+])  # yapf: disable
+def test_probe_is_an_image_that_the_backbone_accepts(fields, size):
+    net = nn.Sequential(nn.Conv2d(5, 2, 1)).double()
+    vars(net).update(fields)
+    images = probe_images(net, 2, side=48)
+    assert images.shape == (2, 5, *size) and images.dtype == torch.double
+    assert not torch.allclose(*images)
+    assert torch.equal(images, probe_images(net, 2, side=48))
 
 
-@pytest.mark.parametrize('channels', [1, 4])
-def test_probe_has_the_channels_of_the_first_convolution(channels):
-    net = nn.Sequential(nn.Conv2d(channels, 8, 3))
-    assert resolve_targets(net) == ['0']
+def test_network_without_a_convolution_sees_three_channels():
+    assert probe_images(nn.Linear(4, 4), 1).shape == (1, 3, 128, 128)

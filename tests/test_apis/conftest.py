@@ -1,61 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A library of experts over a tiny backbone, in the test's folder."""
+"""A library that says how it predicts, and videos."""
 from __future__ import annotations
 
-import copy
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
-import torch
-from mmengine.registry import init_default_scope
-from tiny import TinyLibrary, make_library
-from torch import Tensor
-
-from mmseg_mile.library.expert_store import ExpertStore
+from tiny import PredictingLibrary, make_predicting_library
 
 
 @pytest.fixture(scope='session')
-def pristine(tmp_path_factory) -> Callable[[str], TinyLibrary]:
-    """``pristine(kind)``: made once; look, do not touch."""
-    made: dict[str, TinyLibrary] = {}
-
-    def get(kind: str) -> TinyLibrary:
-        if kind not in made:
-            made[kind] = make_library(
-                kind,
-                tmp_path_factory.mktemp(kind) / 'library')
-        init_default_scope('mmseg')
-        return made[kind]
-
-    return get
-
-
-@pytest.fixture(params=['cnn', 'mit'])
-def library(request, pristine, copied) -> TinyLibrary:
-    """A library of the test's own, once of a CNN and once of a MiT."""
-    return copied(pristine(request.param))
+def made(tiny_data, tmp_path_factory) -> PredictingLibrary:
+    """Made once; look, do not touch."""
+    return make_predicting_library(
+        tiny_data,
+        tmp_path_factory.mktemp('predicting') / 'library')
 
 
 @pytest.fixture
-def cnn(pristine, copied) -> TinyLibrary:
-    """A library of the test's own."""
-    return copied(pristine('cnn'))
+def write_video(tmp_path) -> Callable[[Sequence[np.ndarray]], Path]:
+    """``write_video(frames)``: a video of BGR frames, five a second."""
 
+    def write(frames: Sequence[np.ndarray]) -> Path:
+        path = tmp_path / 'clip.mp4'
+        height, width = frames[0].shape[:2]
+        codec = cv2.VideoWriter.fourcc(*'mp4v')
+        writer = cv2.VideoWriter(str(path), codec, 5, (width, height))
+        for frame in frames:
+            writer.write(frame)
+        writer.release()
+        return path
 
-@pytest.fixture
-def copied(tmp_path) -> Callable[[TinyLibrary], TinyLibrary]:
-    """Copy a library into the test's folder."""
-
-    def copy_library(whole: TinyLibrary) -> TinyLibrary:
-        folder = shutil.copytree(whole.store.root, tmp_path / 'library')
-        return whole._replace(
-            store=ExpertStore(folder), config=copy.deepcopy(whole.config))
-
-    return copy_library
-
-
-@pytest.fixture
-def image() -> Tensor:
-    """One normalised image."""
-    return torch.randn(1, 3, 64, 96)
+    return write

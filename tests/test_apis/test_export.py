@@ -1,231 +1,347 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One expert as a checkpoint of plain MMSegmentation."""
+"""Experts and mixtures as checkpoints of plain MMSegmentation."""
 from __future__ import annotations
 
 import copy
+import importlib.util
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from tiny import TINY_MODEL
+from tiny import (AUXILIARY_HEAD, CLASSES, PALETTE, disturb, model_config,
+                  tiny_task)
 
 from mmseg.apis import init_model
 from mmseg.models.decode_heads import SegformerHead
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
-from mmseg_mile.apis import export_expert, stock_config
-from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg_mile.adapters.adapter import lora_delta
+from mmseg_mile.apis import export, export_expert, export_files, stock_config
+from mmseg_mile.apis.export import (as_mixture, difference, drawn_images,
+                                    predict)
+from mmseg_mile.library.edits import merge_experts
 from mmseg_mile.structures import Task
 
-TASK = Task('fog', ('sky', 'road', 'car'),
-            ((70, 130, 180), (128, 64, 128), (0, 0, 142)), {}, {})
-TINY_MIT = dict(
-    type='MixVisionTransformer',
-    embed_dims=8,
-    num_layers=[1, 1, 1, 1],
-    num_heads=[1, 2, 2, 4],
-    sr_ratios=[4, 2, 1, 1],
-    init_cfg=dict(type='Pretrained', checkpoint='mit_b0.pth'))
+MIXTURE = {'day': 0.5, 'night': 0.3, 'fog': 0.2}
+STEPS = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
 
 
-def model_config(kind):
-    """A CNN that owns norm statistics, or a transformer with our head."""
-    config = copy.deepcopy(TINY_MODEL)
-    config['backbone'].update(base_training='none')
-    config['gate'] = dict(type='OracleGate')
-    config.update(init_from='base', keep_logits=True)
-    config['auxiliary_head'] = dict(
-        type='FCNHead', in_channels=32, in_index=2, channels=8, num_classes=19)
-    if kind == 'transformer':
-        config['backbone'].update(backbone=dict(TINY_MIT), train_norm=False)
-        config['decode_head'].update(
-            type='LevelwiseSegformerHead', in_channels=[8, 16, 16, 32])
-        config.update(channels_last=True, predict_dtype='float32')
-        config['auxiliary_head']['in_channels'] = 16
-    return Config(dict(model=config)).model
-
-
-def disturb(tensors):
-    """Move every value that training would, and keep variances positive."""
-    for value in tensors.values():
-        if value.is_floating_point():
-            value += 0.1 * torch.rand_like(value)
-
-
-def balance_classes(model):
-    """Let no class win everywhere, so that label maps say something."""
-    head = model.heads[TASK.name].state
-    head['conv_seg.weight'].normal_()
-    with model.forced(TASK.name):
-        sample, = predict(model, torch.randn(1, 3, 64, 96))
-    head['conv_seg.bias'] -= sample.seg_logits.data.mean((1, 2))
-
-
-@pytest.fixture(scope='module', params=['cnn', 'transformer'])
-def trained(request):
-    """A model with one expert that differs from the base, and its config."""
-    torch.manual_seed(0)
-    init_default_scope('mmseg')
-    config = model_config(request.param)
-    model = MODELS.build(copy.deepcopy(config))
-    assert isinstance(model, ExpertSegmentor)
-    model.begin_task(TASK, [])
-    model.end_task(TASK, [])
-    adapter = model.backbone.experts[TASK.name]
-    for tensors in (adapter.lora, adapter.norm, model.heads[TASK.name].state):
-        disturb(tensors)
-    assert bool(adapter.norm) == (request.param == 'cnn')
-    balance_classes(model.eval())
-    return model, config
+def stream_config(library):
+    """The config of a stream that left a library behind."""
+    tasks = [dict(tiny_task('day'), name=name) for name in MIXTURE]
+    tasks[2] = dict(tiny_task('infrared'), name='fog')
+    return Config(dict(model=library.config, train_cfg=dict(tasks=tasks)))
 
 
 @pytest.fixture
-def stock(trained, tmp_path):
-    """The exported expert, built and loaded by plain MMSegmentation."""
-    model, config = trained
-    torch.save(export_expert(model, TASK.name), tmp_path / 'fog.pth')
-    stock_config(config, model, TASK.name).dump(tmp_path / 'fog.py')
-    return init_model(tmp_path / 'fog.py', str(tmp_path / 'fog.pth'), 'cpu')
+def cfg(cnn):
+    """The config of the stream that left ``cnn`` behind."""
+    return stream_config(cnn)
 
 
-def predict(model, images):
-    size = images.shape[-2:]
-    samples = [
-        SegDataSample(
-            metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
-        for _ in images
-    ]
-    with torch.no_grad():
-        return model.predict(images, samples)
+@pytest.fixture
+def write(cnn, cfg, tmp_path, quick):
+    """``write('a.pth', 'day', ...)``: exports into a folder of its own."""
+
+    def call(name, experts='day', **settings):
+        with quick():
+            return export_files(cnn.store.root, tmp_path / 'out' / name,
+                                experts, cfg, **settings)
+
+    return call
 
 
-def test_exported_model_is_a_stock_one(stock):
+def content(tmp_path):
+    return {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()}
+
+
+@pytest.mark.parametrize('experts', ['night', MIXTURE])
+@pytest.mark.parametrize('kind', ['cnn', 'mit'])
+def test_stock_mmseg_predicts_what_the_experts_predict(pristine, tmp_path,
+                                                       monkeypatch, kind,
+                                                       experts):
+    root, cfg = pristine(kind).store.root, stream_config(pristine(kind))
+    out = tmp_path / 'out' / 'deep'
+    made = export_files(root, out / 'a.pth', experts, cfg)
+    assert made.mixture == pytest.approx(as_mixture(experts))
+    assert 'mmseg.apis.init_model' in made.notes[0]
+    # nothing else is left
+    assert sorted(out.iterdir()) == made.files
+    assert [path.name for path in made.files] == ['a.pth', 'a.py']
+    checkpoint, config = map(str, made.files)
+    stock = init_model(config, checkpoint, 'cpu')
     assert type(stock).__name__ == 'EncoderDecoder'
     assert type(stock.backbone).__module__.startswith('mmseg.')
-    assert type(stock.decode_head) is SegformerHead
-
-
-def test_export_has_exactly_the_stock_keys(trained, stock):
-    model, _ = trained
-    state = export_expert(model, TASK.name)['state_dict']
-    assert set(state) == set(stock.state_dict())
-    stock.load_state_dict(state, strict=True)
-
-
-def test_exported_model_predicts_what_the_expert_predicts(trained, stock):
-    model, _ = trained
-    images = torch.randn(2, 3, 64, 96)
-    with model.forced(TASK.name):
-        mine = predict(model, images)
-    theirs = predict(stock, images)
-    for expert, exported in zip(mine, theirs):
-        torch.testing.assert_close(
-            exported.seg_logits.data,
-            expert.seg_logits.data,
-            rtol=0,
-            atol=1e-4)
-        assert torch.equal(exported.pred_sem_seg.data,
-                           expert.pred_sem_seg.data)
-        assert expert.pred_sem_seg.data.unique().numel() > 1
-
-
-def test_export_differs_from_the_base(trained):
-    model, _ = trained
-    state = export_expert(model, TASK.name)['state_dict']
-    base = model.backbone.base_state()
-    changed = [
-        key for key, value in base.items()
-        if not torch.equal(state[f'backbone.{key}'], value)
-    ]
-    # Query, key and value of an attention are one tensor in stock.
-    layers = {
-        target.replace('k_proj', 'q_proj').replace('v_proj', 'q_proj')
-        for target in model.backbone.targets
-    }
-    norms = model.backbone.experts[TASK.name].norm
-    moved = [key for key in norms if not key.endswith('tracked')]
-    assert len(changed) == len(layers) + len(moved)
-
-
-def test_export_leaves_the_model_as_it_was(trained):
-    model, _ = trained
-    before = model.backbone.fingerprint()
-    export_expert(model, TASK.name)
-    assert model.backbone.fingerprint() == before
-
-
-def test_changes_of_the_checkpoint_do_not_reach_the_model(trained):
-    model, _ = trained
-    first = export_expert(model, TASK.name)['state_dict']
-    for value in first.values():
-        value.zero_()
-    second = export_expert(model, TASK.name)['state_dict']
-    assert all(second[key].any()
-               for key in ('decode_head.conv_seg.weight',
-                           'decode_head.fusion_conv.conv.weight'))
-
-
-def test_classes_and_palette_travel_along(stock):
     assert stock.dataset_meta == dict(
-        classes=list(TASK.classes), palette=[list(c) for c in TASK.palette])
+        classes=list(CLASSES), palette=[list(c) for c in PALETTE])
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    assert set(state) == set(stock.state_dict())
+    images = drawn_images(stock, 2)
+    model = pristine(kind).model
+    monkeypatch.setattr(model, 'keep_logits', True)
+    mine = predict(model, images, as_mixture(experts))
+    assert not difference(mine, predict(stock, images), 1e-5)
+    assert len(mine[1].unique()) > 1
+    # and not what another one predicts
+    with model.forced('fog'):
+        other = predict(model, images)
+    assert difference(other, predict(stock, images), 1e-3)
 
 
-def test_export_says_where_it_comes_from(trained):
-    model, _ = trained
-    meta = export_expert(model, TASK.name)['meta']
-    assert meta['expert'] == 'fog'
-    assert meta['mixture'] == {'fog': 1.0}
+def test_our_head_becomes_the_stock_one(tmp_path):
+    init_default_scope('mmseg')
+    config = model_config('mit')
+    config.decode_head.type = 'LevelwiseSegformerHead'
+    config.update(
+        gate=dict(type='OracleGate'),
+        channels_last=True,
+        keep_logits=True,
+        pretrained=None,
+        auxiliary_head=dict(AUXILIARY_HEAD, in_channels=16))
+    config.backbone.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint='mit_b0.pth')
+    before = copy.deepcopy(config)
+    model = MODELS.build(copy.deepcopy(config)).eval()
+    model.begin_task(Task('day', CLASSES, PALETTE, {}, {}), [])
+    model.end_task(Task('day', CLASSES, PALETTE, {}, {}), [])
+    disturb(model.backbone.experts['day'].lora)
+    disturb(model.heads['day'].state)
+    torch.save(export_expert(model, 'day'), tmp_path / 'day.pth')
+    stock_cfg = stock_config(config, model, 'day')
+    assert config == before
+    # no field of ours, or of training alone
+    assert set(stock_cfg) == {'default_scope', 'model'}
+    assert set(stock_cfg.model) == {
+        'type', 'data_preprocessor', 'backbone', 'decode_head', 'test_cfg'
+    }
+    assert 'init_cfg' not in stock_cfg.model.backbone
+    stock = init_model(stock_cfg, str(tmp_path / 'day.pth'), 'cpu')
+    assert type(stock.decode_head) is SegformerHead
+    images = drawn_images(model, 2)
+    with model.forced('day'):
+        mine = predict(model.eval(), images)
+    assert not difference(mine, predict(stock, images), 1e-5)
+
+
+def test_backbone_is_the_base_plus_the_weighted_updates(pristine):
+    library = pristine('cnn')
+    key = 'layer2.0.conv1'
+    expected = library.store.load_base()[0][f'{key}.weight'].clone()
+    for name, weight in MIXTURE.items():
+        adapter = library.model.backbone.experts[name]
+        expected += weight * adapter.scaling * lora_delta(
+            adapter.lora[f'{key}.lora_A.weight'],
+            adapter.lora[f'{key}.lora_B.weight'])
+    state = export_expert(library.model, MIXTURE)['state_dict']
+    torch.testing.assert_close(state[f'backbone.{key}.weight'], expected)
+
+
+@pytest.mark.parametrize('key', [
+    'decode_head.conv_seg.weight', 'decode_head.convs.0.bn.running_var',
+    'backbone.stem.1.running_mean'
+])
+def test_heads_and_norms_are_averaged(pristine, key):
+    model = pristine('cnn').model
+    single = {n: export_expert(model, n)['state_dict'][key] for n in MIXTURE}
+    assert not torch.equal(single['day'], single['night'])
+    mean = sum(weight * single[name] for name, weight in MIXTURE.items())
+    mixed = export_expert(model, MIXTURE)['state_dict'][key]
+    torch.testing.assert_close(mixed, mean)
+
+
+def test_export_leaves_the_model_as_it_was(pristine):
+    model = pristine('mit').model
+    before = model.backbone.fingerprint()
+    first = export_expert(model, 'fog')
+    for value in first['state_dict'].values():
+        value.zero_()
+    assert model.backbone.fingerprint() == before
+    second = export_expert(model, {'fog': 4.0})['state_dict']
+    assert second['decode_head.conv_seg.weight'].any()
+
+
+def test_checkpoint_says_what_it_is_made_of(pristine):
+    model = pristine('mit').model
+    meta = export_expert(model, {'day': 1.0, 'night': 3.0})['meta']
+    assert meta['expert'] == 'night'
+    assert meta['mixture'] == {'day': 0.25, 'night': 0.75}
     assert meta['base_fingerprint'] == model.backbone.fingerprint()
 
 
-def test_stock_config_asks_for_no_download(trained):
-    model, config = trained
-    stock = stock_config(config, model, TASK.name)
-    assert 'init_cfg' not in stock.model.backbone
-    assert set(stock) == {'default_scope', 'model'}
+@pytest.mark.parametrize('experts, match', [
+    ({}, 'a weight above 0'),
+    ({'day': 0.0}, 'a weight above 0'),
+    ({'day': 1.0, 'fog': -1.0}, 'a weight above 0'),
+    ({'day': float('nan')}, 'a weight above 0'),
+    ({'day': float('inf')}, 'a weight above 0'),
+    ('rain', r"unknown expert 'rain'; experts: .*'fog'"),
+    ({'day': 0.5, 'rain': 0.5}, "unknown expert 'rain'"),
+])  # yapf: disable
+def test_mixture_that_is_none_is_refused(pristine, experts, match):
+    with pytest.raises(ValueError, match=match):
+        export_expert(pristine('mit').model, experts)
 
 
-def test_stock_config_keeps_the_config_it_came_from(trained):
-    model, config = trained
-    before = copy.deepcopy(config)
-    stock_config(config, model, TASK.name)
-    assert config == before
+def test_experts_that_are_no_single_model_are_refused(cnn):
+    model = cnn.build()
+    model.backbone.load_base(*cnn.store.load_base())
+    day, night, fog = (e.load() for e in cnn.store.open(MIXTURE))
+    other = replace(night, classes=('sky', 'road', 'van'), palette=PALETTE)
+    model.import_experts([day, other, fog])
+    with pytest.raises(ValueError, match=r"heads of \['night'\] .* 'day'"):
+        export_expert(model, MIXTURE)
+    export_expert(model, {'day': 0.6, 'fog': 0.4})
+    model.fusion = 'logits'
+    with pytest.raises(ValueError, match="model.fusion is 'logits'"):
+        export_expert(model, {'day': 0.6, 'fog': 0.4})
+    export_expert(model, 'day')
 
 
-def test_unknown_expert_is_named(trained):
-    model, _ = trained
-    with pytest.raises(ValueError, match=r"'rain'; experts: \['fog'\]"):
-        export_expert(model, 'rain')
-
-
-def test_stock_config_has_no_field_of_ours(trained):
-    model, config = trained
-    known = set(stock_config(config, model, TASK.name).model)
-    assert known == {
-        'type', 'data_preprocessor', 'backbone', 'decode_head', 'test_cfg'
-    }
-
-
-def test_way_of_loading_travels_along(trained):
-    model, config = trained
-    steps = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
-    stock = stock_config(config, model, TASK.name, steps)
-    assert stock.test_pipeline == steps
-    assert 'custom_imports' not in stock
-
-
-def test_step_of_ours_is_imported_where_it_can_be(trained):
-    model, config = trained
-    steps = [dict(type='LoadSingleChannelImage', low=0, high=9)]
-    stock = stock_config(config, model, TASK.name, steps)
-    assert stock.custom_imports == dict(
-        imports=['mmseg_mile'], allow_failed_imports=True)
-
-
-def test_head_that_stock_mmseg_lacks_is_refused(trained, monkeypatch):
-    model, config = trained
-    monkeypatch.setitem(model.heads[TASK.name].config, 'type',
+def test_head_that_stock_mmseg_lacks_is_refused(pristine, monkeypatch):
+    library = pristine('cnn')
+    monkeypatch.setitem(library.model.heads['day'].config, 'type',
                         'OpenVocabularyHead')
     with pytest.raises(ValueError, match='OpenVocabularyHead is a class of'):
-        stock_config(config, model, TASK.name)
+        stock_config(library.config, library.model, 'day')
+
+
+@pytest.mark.parametrize('steps, imports', [
+    (STEPS, None),
+    ([dict(type='LoadSingleChannelImage', low=0, high=9)], ['mmseg_mile']),
+])  # yapf: disable
+def test_pipeline_travels_along(pristine, steps, imports):
+    library = pristine('cnn')
+    stock = stock_config(library.config, library.model, 'day', steps)
+    assert stock.test_pipeline == steps
+    # where it can be: init_model works without
+    assert stock.get('custom_imports') == (
+        imports and dict(imports=imports, allow_failed_imports=True))
+
+
+# -- compared, or not kept -----------------------------------------------
+
+
+@pytest.mark.parametrize('theirs, tolerance, alike', [
+    ([8.0, 2.5, 0.0], 2.5 / 8, True),
+    ([8.0, 2.5, 0.0], 2.4 / 8, False),
+    ([8.0, float('nan'), 0.0], 1e6, False),
+    ([8.0, 0.0], 1e6, False),
+])  # yapf: disable
+def test_difference_is_relative_to_the_largest_logit(theirs, tolerance, alike):
+    labels = torch.zeros(3)
+    mine = torch.tensor([8.0, 0.0, 0.0]), labels
+    found = difference(mine, (torch.tensor(theirs), labels), tolerance)
+    assert (found == '') == alike
+
+
+def test_wrong_export_is_not_kept(write, tmp_path, monkeypatch):
+    write('a.pth')
+    before = content(tmp_path)
+
+    def spoilt(*args):
+        made = export_expert(*args)
+        made['state_dict']['decode_head.conv_seg.weight'] *= 1.01
+        return made
+
+    monkeypatch.setattr(export, 'export_expert', spoilt)
+    for name in ('a.pth', 'b.pth'):
+        with pytest.raises(
+                ValueError,
+                match='(?s)does not predict .* than --tolerance 0.001'):
+            write(name, tolerance=0.001)
+    assert content(tmp_path) == before
+    write('a.pth', tolerance=0.1)
+    assert content(tmp_path)['a.pth'] != before['a.pth']
+
+
+def test_file_of_the_user_is_not_replaced(write, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'day.py').write_text('mine')
+    with pytest.raises(ValueError, match='is of no earlier export'):
+        write('day.pth')
+    assert content(tmp_path) == {'day.py': b'mine'}
+
+
+@pytest.mark.parametrize('name, settings, match', [
+    ('day.pt', {}, "must end in .pth, .* got 'day.pt'"),
+    ('day.pth', dict(size=(64, 64)), 'size is for ONNX'),
+    ('day.pth', dict(experts='noon'), "no expert 'noon'; experts: .*day"),
+])
+def test_argument_out_of_range_is_named(write, tmp_path, name, settings,
+                                        match):
+    with pytest.raises(ValueError, match=match):
+        write(name, **settings)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_missing_packages_are_named_first(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name: None
+        if name in ('onnx', 'onnxscript') else find(name))
+    with pytest.raises(
+            ValueError, match='onnx, onnxscript.*: pip install onnx onnxscri'):
+        export_files(tmp_path / 'no library', tmp_path / 'a.onnx', 'day')
+
+
+# -- what is loaded to be exported ---------------------------------------
+
+
+@pytest.fixture
+def loader(tmp_path, quick):
+    """``loader(library, experts, cfg)``: how the exported model loads."""
+
+    def call(library, experts, cfg=None):
+        with quick():
+            made = export_files(library, tmp_path / 'out' / 'a.pth', experts,
+                                cfg)
+        steps = Config.fromfile(made.files[1]).get('test_pipeline')
+        assert bool(steps) != any('no test_pipeline' in n for n in made.notes)
+        return steps and steps[0]['type']
+
+    return call
+
+
+def test_library_alone_is_enough(loader, made, cnn):
+    assert loader(made.root, 'day') == 'LoadImageFromFile'
+    with pytest.raises(ValueError, match='name the config'):
+        loader(cnn.store.root, 'day')
+
+
+def test_images_are_loaded_as_by_the_heaviest_expert(loader, cnn, cfg):
+    root = cnn.store.root
+    assert loader(root, {'day': 1, 'fog': 2}, cfg) == 'LoadSingleChannelImage'
+    assert loader(root, {'day': 2, 'fog': 1}, cfg) == 'LoadImageFromFile'
+    merge_experts(root, ['day', 'night'], 'both')
+    # fog is loaded in another way, and a merged expert does not say
+    assert loader(root, 'both', cfg) is None
+
+
+def test_merged_expert_takes_the_config_of_others(loader, made, tmp_path):
+    root = shutil.copytree(made.root, tmp_path / 'library')
+    merge_experts(root, ['day', 'night'], 'both')
+    assert loader(root, 'both') == 'LoadImageFromFile'
+    # others are not asked where one of the mixture has a config
+    shutil.rmtree(root / 'night')
+    assert loader(root, 'day') == 'LoadImageFromFile'
+
+
+def test_settings_of_routing_play_no_part(loader, cnn, cfg):
+    cfg.model.gate = dict(type='PrototypeGate', metric='euclidean')
+    cfg.model.embedder = dict(type='CLIPEmbedder', checkpoint='absent.pth')
+    cfg.model.update(
+        ood_policy='abstain', child_averaging=0.3, predict_dtype='bfloat16')
+    before = copy.deepcopy(cfg.model)
+    assert loader(cnn.store.root, 'day', cfg)
+    assert cfg.model == before
+
+
+def test_config_without_experts_is_refused(loader, cnn, cfg):
+    cfg.model = dict(
+        type='FineTuneSegmentor',
+        backbone=cfg.model.backbone.backbone,
+        decode_head=cfg.model.decode_head)
+    with pytest.raises(ValueError, match="model.type is 'FineTuneSegmentor'"):
+        loader(cnn.store.root, 'day', cfg)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
@@ -13,11 +12,12 @@ from mmengine.registry import init_default_scope
 from tiny import CLASSES, PALETTE, TINY_MODEL, tiny_task
 from torch import nn
 
+from mmseg.apis import init_model
 from mmseg.registry import MODELS
 from mmseg_mile.apis import export_files
-from mmseg_mile.apis.export_check import (drawn_images, mixed_output,
-                                          stock_output)
-from mmseg_mile.apis.onnx_export import (MatrixPooling, OnnxSegmentor,
+from mmseg_mile.apis.export import difference, drawn_images, predict
+from mmseg_mile.apis.onnx_export import (SIZE, MatrixPooling, OnnxSegmentor,
+                                         supported_sizes,
                                          with_exportable_layers)
 
 MIXTURE = {'day': 0.5, 'night': 0.3, 'fog': 0.2}
@@ -49,6 +49,10 @@ def stock(preprocessor=(), **parts):
     return model
 
 
+def rgb(images):
+    return images[:, [2, 1, 0]]
+
+
 def swin():
     """With windows to join, and pooling in more than one bin."""
     return stock(
@@ -77,13 +81,12 @@ def test_pooling_is_that_of_torch(shape, size):
 def test_layers_put_in_place_change_nothing(count, size):
     model = swin()
     images = drawn_images(model, count, size)
-    mine = stock_output(model, images)
     changed = with_exportable_layers(model)
     kinds = {type(module) for module in changed.modules()}
     assert MatrixPooling in kinds and nn.AdaptiveAvgPool2d not in kinds
-    theirs = stock_output(changed, images)
-    torch.testing.assert_close(theirs.logits, mine.logits)
     assert nn.AdaptiveAvgPool2d in {type(m) for m in model.modules()}
+    mine, theirs = predict(model, images), predict(changed, images)
+    assert not difference(mine, theirs, 1e-5)
 
 
 @pytest.mark.parametrize('preprocessor', [
@@ -95,10 +98,9 @@ def test_layers_put_in_place_change_nothing(count, size):
 def test_graph_takes_rgb_and_normalises(preprocessor):
     model = stock(preprocessor)
     bgr = drawn_images(model, 2, (32, 48))
-    mine = stock_output(model, bgr)
-    logits, labels = OnnxSegmentor(model)(bgr[:, [2, 1, 0]])
-    torch.testing.assert_close(logits, mine.logits)
-    assert torch.equal(labels, mine.labels)
+    mine, theirs = predict(model, bgr), OnnxSegmentor(model)(rgb(bgr))
+    assert not difference(mine, theirs, 1e-5)
+    assert torch.equal(mine[1], theirs[1])
 
 
 def test_single_output_becomes_foreground_above_the_threshold():
@@ -110,12 +112,12 @@ def test_single_output_becomes_foreground_above_the_threshold():
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
     model = stock(decode_head=head)
     images = drawn_images(model, 2, (32, 48))
-    logits = stock_output(model, images).logits
+    logits, _ = predict(model, images)
     # so that half of the pixels lie above the threshold
     model.decode_head.conv_seg.bias.data += 0.405 - logits.logit().median()
-    mine = stock_output(model, images)
-    _, labels = OnnxSegmentor(model)(images[:, [2, 1, 0]])
-    assert torch.equal(labels, mine.labels)
+    _, mine = predict(model, images)
+    _, labels = OnnxSegmentor(model)(rgb(images))
+    assert torch.equal(labels, mine)
     assert 0.2 < labels.float().mean() < 0.8
 
 
@@ -125,55 +127,84 @@ def test_padding_that_a_graph_would_leave_out_is_refused():
         OnnxSegmentor(model)
 
 
+@pytest.mark.parametrize('right, only, expected', [
+    (lambda h, w: True, None, 'any size'),
+    (lambda h, w: h % 32 == w % 32 == 0, None,
+     'height and width multiples of 32'),
+    (lambda h, w: (h, w) == (70, 90), (70, 90), '70 x 90 pixels'),
+])
+def test_sizes_are_those_where_the_graph_is_right(right, only, expected):
+    words = supported_sizes(lambda s: '' if right(*s) else 'far', only)
+    assert words == expected
+
+
+@pytest.mark.parametrize('right, only, match', [
+    (lambda size: size == SIZE, None, 'right at one size .*: far.*--size H W'),
+    (lambda size: False, None, 'wrong for a single image: far'),
+    (lambda size: False, (70, 90), 'wrong for a single image: far'),
+])
+def test_graph_that_is_wrong_is_refused(right, only, match):
+    with pytest.raises(ValueError, match=match):
+        supported_sizes(lambda s: '' if right(s) else 'far', only)
+
+
+# -- whole graphs --------------------------------------------------------
+
+
 @pytest.fixture(scope='module')
-def onnxruntime():
-    pytest.importorskip('onnx')
-    pytest.importorskip('onnxscript')
-    return pytest.importorskip('onnxruntime')
+def export(pristine, tmp_path_factory, quick):
+    """``export(kind, experts, ...)``: library, config, report and session."""
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name)
+    import onnxruntime
+
+    def call(kind, experts, **settings):
+        library = pristine(kind)
+        tasks = [dict(tiny_task('day'), name=name) for name in MIXTURE]
+        cfg = Config(dict(model=library.config, train_cfg=dict(tasks=tasks)))
+        # what the model slides is left to the caller
+        cfg.model.test_cfg = dict(
+            mode='slide', crop_size=(64, 64), stride=(9, 9))
+        out = tmp_path_factory.mktemp('graph') / 'a.onnx'
+        with quick():
+            made = export_files(library.store.root, out, experts, cfg,
+                                **settings)
+        session = onnxruntime.InferenceSession(
+            str(out), providers=['CPUExecutionProvider'])
+        return library, cfg, made, session
+
+    return call
 
 
-@pytest.fixture(scope='module', params=['cnn', 'mit'])
-def graph(request, onnxruntime, pristine, tmp_path_factory):
-    """A mixture's graph, its library, and what was said of it."""
-    library = pristine(request.param)
-    tasks = [dict(tiny_task('day'), name=name) for name in MIXTURE]
-    cfg = Config(dict(model=library.config, train_cfg=dict(tasks=tasks)))
-    # what the model slides is left to the caller
-    cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(9, 9))
-    out = tmp_path_factory.mktemp('graph') / 'mix.onnx'
-    made = export_files(library.store.root, out, MIXTURE, cfg)
-    session = onnxruntime.InferenceSession(
-        str(out), providers=['CPUExecutionProvider'])
-    return library, made, session
+@pytest.fixture(scope='module')
+def graph(export):
+    """The graph of a mixture, its sizes open."""
+    return export('cnn', MIXTURE)
 
 
 @pytest.mark.parametrize('count, size', [(1, (32, 32)), (3, (61, 87))])
-def test_graph_predicts_what_the_mixture_predicts(graph, monkeypatch, count,
-                                                  size):
-    library, _, session = graph
-    monkeypatch.setattr(library.model, 'keep_logits', True)
-    images = drawn_images(library.model, count, size)
-    mine = mixed_output(library.model, MIXTURE, images)
-    logits, labels = session.run(['logits', 'labels'],
-                                 dict(image=images[:, [2, 1, 0]].numpy()))
-    scale = float(mine.logits.abs().max())
-    np.testing.assert_allclose(
-        logits, mine.logits.numpy(), rtol=0, atol=1e-4 * scale)
-    assert (labels == logits.argmax(1)).all()
-    assert (labels == mine.labels.numpy()).mean() > 0.999
-
-
-def test_graph_is_all_that_is_left(graph):
-    _, made, _ = graph
-    file, = made.files
-    assert list(file.parent.iterdir()) == [file]
-    assert made.difference.within(1e-4)
-    assert 'any size' in made.notes[0]
-    assert 'predicts one window' in made.notes[1]
+def test_graph_predicts_what_stock_mmseg_predicts(graph, tmp_path, quick,
+                                                  count, size):
+    library, cfg, _, session = graph
+    with quick():
+        made = export_files(library.store.root, tmp_path / 'a.pth', MIXTURE,
+                            cfg)
+    model = init_model(*map(str, reversed(made.files)), 'cpu')
+    model.test_cfg = ConfigDict(mode='whole')
+    images = drawn_images(model, count, size)
+    theirs = session.run(['logits', 'labels'], dict(image=rgb(images).numpy()))
+    mine, theirs = predict(model, images), [*map(torch.from_numpy, theirs)]
+    assert not difference(mine, theirs, 1e-4)
+    assert (mine[1] != theirs[1]).float().mean() < 0.001
 
 
 def test_graph_says_what_it_is(graph):
-    library, _, session = graph
+    library, _, made, session = graph
+    file, = made.files
+    # nothing else is left
+    assert list(file.parent.iterdir()) == [file]
+    assert 'any size' in made.notes[0]
+    assert 'predicts one window' in made.notes[1]
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts['classes']) == list(CLASSES)
     assert json.loads(facts['palette']) == [list(c) for c in PALETTE]
@@ -185,10 +216,7 @@ def test_graph_says_what_it_is(graph):
     assert 'RGB' in facts['input']
     assert json.loads(facts['test_cfg'])['crop_size'] == [64, 64]
     assert json.loads(facts['pipeline'])[0]['type'] == 'LoadImageFromFile'
-
-
-def test_names_of_the_axes_can_be_read(graph):
-    _, _, session = graph
+    # names of the axes
     image, = session.get_inputs()
     assert image.name == 'image'
     assert image.shape == ['batch', 3, 'height', 'width']
@@ -197,17 +225,8 @@ def test_names_of_the_axes_can_be_read(graph):
     assert labels.shape == ['batch', 'height', 'width']
 
 
-def test_graph_of_one_size(onnxruntime, pristine, tmp_path):
-    library = pristine('cnn')
-    cfg = Config(
-        dict(
-            model=library.config,
-            train_cfg=dict(tasks=[dict(tiny_task('day'), name='day')])))
-    out = tmp_path / 'day.onnx'
-    made = export_files(library.store.root, out, 'day', cfg, size=(40, 56))
-    assert made.difference.images == '2 drawn images (40 x 56 pixels)'
-    session = onnxruntime.InferenceSession(
-        str(out), providers=['CPUExecutionProvider'])
-    assert session.get_inputs()[0].shape[2:] == [40, 56]
+def test_graph_of_one_size(export):
+    *_, session = export('mit', MIXTURE, size=(64, 96))
+    assert session.get_inputs()[0].shape[2:] == [64, 96]
     facts = session.get_modelmeta().custom_metadata_map
-    assert facts['sizes'] == '40 x 56 pixels'
+    assert facts['sizes'] == '64 x 96 pixels'

@@ -1,28 +1,187 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images of which tasks are trained together."""
+"""Order, seeds and mixture of a task's training images."""
 from __future__ import annotations
 
-import logging
+import random
 import re
+from fractions import Fraction
 from itertools import islice
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from mmengine.runner import Runner
+import torch
 from tiny import tiny_task
+from torch.utils.data import DataLoader, Subset
 
-from mmseg_mile.engine.rehearsal import (check_extension,
-                                         check_rehearsal_config,
-                                         check_rehearses)
-from mmseg_mile.methods.baselines.fine_tune_segmentor import (
-    FineTuneSegmentor, JointSegmentor)
-from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg.structures import SegDataSample
+from mmseg_mile.engine import rehearsal
+from mmseg_mile.engine.rehearsal import (MixedSampler, PositionedSampler,
+                                         TrainingImages, check_rehearsal)
 
+DOMAINS = ('day', 'night', 'infrared')
 TEMPLATE = dict(
     batch_size=2,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True))
-DOMAINS = ('day', 'night', 'infrared')
+
+
+def first(count,
+          skip=0,
+          share=None,
+          seed=3,
+          task='day',
+          rehearsed=6,
+          **sampler):
+    """(stream, position, image) of the first turns over five images."""
+    sampler = dict(dict(type='InfiniteSampler', shuffle=True), **sampler)
+    made = PositionedSampler(range(5), sampler, seed, task)
+    if share is not None:
+        others = PositionedSampler(
+            range(rehearsed), sampler, seed + len(task), 'others', first=5)
+        made = MixedSampler(made, others, Fraction(share))
+    made.skip(skip)
+    return list(islice(made, count))
+
+
+def images_of(drawn):
+    return [index for _, _, index in drawn]
+
+
+# -- positions ----------------------------------------------------------------
+
+
+def test_every_image_comes_once_per_pass():
+    drawn = first(10)
+    assert [position for _, position, _ in drawn] == list(range(10))
+    assert sorted(images_of(drawn[:5])) == list(range(5))
+    assert sorted(images_of(drawn[5:])) == list(range(5))
+
+
+@pytest.mark.parametrize('skip', [0, 3, 5, 12])
+@pytest.mark.parametrize('share', [None, '1/2', '1/3'])
+def test_skipped_stream_goes_on_as_the_whole_one(skip, share):
+    whole = first(4 + skip, share=share)
+    assert first(4, skip, share) == whole[skip:]
+
+
+def test_order_follows_from_the_seed():
+    assert first(10) == first(10) != first(10, seed=4)
+
+
+def test_finite_sampler_is_shuffled_anew_and_repeated():
+    drawn = images_of(first(10, type='DefaultSampler', shuffle=True))
+    assert sorted(drawn[:5]) == sorted(drawn[5:]) == list(range(5))
+    assert drawn[:5] != drawn[5:]
+
+
+@pytest.mark.parametrize('share', [None, '1/2'])
+def test_processes_share_the_streams(monkeypatch, share):
+    whole, shares = first(8, share=share), []
+    for rank in (0, 1):
+        for module in ('mmengine.dataset.sampler', rehearsal.__name__):
+            monkeypatch.setattr(
+                f'{module}.get_dist_info', lambda rank=rank: (rank, 2))
+        shares.append(first(4, share=share))
+    assert sorted(shares[0] + shares[1]) == sorted(whole)
+    # each process has the same mixture
+    kinds = [[stream for stream, _, _ in part] for part in shares]
+    assert kinds[0] == kinds[1]
+
+
+def test_sampler_without_images_is_refused():
+    sampler = PositionedSampler(
+        range(0), dict(type='DefaultSampler', round_up=False), 0, 'day')
+    with pytest.raises(ValueError, match='gives process 0 no image'):
+        next(iter(sampler))
+
+
+# -- mixture ------------------------------------------------------------------
+
+
+def test_a_quarter_is_every_fourth_turn():
+    assert [stream for stream, _, _ in first(8, share='1/4')
+            ] == ['day', 'day', 'day', 'others'] * 2
+
+
+def test_both_streams_finish_a_pass_together_in_proportion():
+    drawn = first(11, share='6/11')
+    assert sorted(images_of(drawn)) == list(range(11))
+
+
+def test_own_images_come_as_without_rehearsal():
+    own = [item for item in first(12, share='1/2') if item[0] == 'day']
+    assert own == first(6)
+
+
+# -- augmentation -------------------------------------------------------------
+
+
+class Noise:
+    """Draws from every generator that transforms use."""
+
+    metainfo = dict(classes=('road', ))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        drawn = random.random(), np.random.rand(), torch.rand(()).item()
+        return dict(data_samples=SegDataSample(), drawn=(index, *drawn))
+
+
+def noise(seed=0):
+    return TrainingImages(
+        dict(day=Subset(Noise(), range(4)), night=Subset(Noise(), [3, 1])),
+        seed)
+
+
+def drawn(*item, seed=0):
+    return noise(seed)[item]['drawn']
+
+
+def test_transforms_follow_from_seed_stream_and_position():
+    sample = drawn('day', 7, 1)
+    assert sample == drawn('day', 7, 1)
+    others = [
+        drawn('day', 8, 1),
+        drawn('night', 7, 1),
+        drawn('day', 7, 1, seed=1)
+    ]
+    assert sample not in others
+
+
+def test_process_draws_as_if_no_image_had_been_loaded():
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    drawn('day', 0, 0)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize('num_workers', [1, 3])
+def test_number_of_workers_changes_no_sample(num_workers):
+
+    def load(num_workers):
+        loader = DataLoader(
+            noise(),
+            batch_size=2,
+            num_workers=num_workers,
+            sampler=[('day', position, position % 6) for position in range(8)],
+            collate_fn=list)
+        return [sample['drawn'] for batch in loader for sample in batch]
+
+    assert load(num_workers) == load(0)
+
+
+def test_samples_name_their_task_and_the_set_is_the_own_one():
+    images = noise()
+    assert (len(images), images.metainfo) == (6, Noise.metainfo)
+    tasks = [images['x', 0, i]['data_samples'].task for i in range(6)]
+    assert tasks == ['day'] * 4 + ['night'] * 2
+    assert drawn('x', 0, 4)[0] == 3
+
+
+# -- images of other tasks ----------------------------------------------------
 
 
 @pytest.fixture
@@ -30,20 +189,15 @@ def rehearsing(open_tasks):
     """``rehearsing(seed, **config)``: the three tasks, rehearsed."""
 
     def run(seed=0, **config):
-        data = open_tasks(*map(tiny_task, DOMAINS))
-        data.rehearse(config, seed)
-        return data
+        return open_tasks(
+            *map(tiny_task, DOMAINS), rehearsal=config or None, seed=seed)
 
     return run
 
 
-def drawn(data, index, count, seed=0, skip=0):
-    """(task, image) of the first training samples of a task."""
-    runner = SimpleNamespace(
-        build_dataloader=Runner.build_dataloader,
-        seed=seed,
-        logger=logging.getLogger('test_rehearsal'))
-    loader = data.train_loader(runner, data.tasks[index], TEMPLATE)
+def trained(data, builder, index, count, skip=0):
+    """(task, image, pixels) of the first training samples of a task."""
+    loader = data.train_loader(builder, data.tasks[index], TEMPLATE)
     loader.sampler.skip(skip)
     samples = (
         sample for batch in loader
@@ -56,173 +210,139 @@ def names(samples):
     return [(task, image) for task, image, _ in samples]
 
 
-def test_samples_name_their_task_without_rehearsal(open_tasks, day):
-    data = open_tasks(day, tiny_task('night'))
-    assert {task for task, _, _ in drawn(data, 1, 6)} == {'night'}
+def test_first_task_has_nothing_to_replay(rehearsing, builder):
+    replay = rehearsing(tasks='seen', images_per_task=2)
+    assert names(trained(replay, builder, 0,
+                         6)) == names(trained(rehearsing(), builder, 0, 6))
 
 
-def test_first_task_has_nothing_to_replay(rehearsing, open_tasks):
-    replay = drawn(rehearsing(tasks='seen', images_per_task=2), 0, 6)
-    alone = drawn(open_tasks(*map(tiny_task, DOMAINS)), 0, 6)
-    assert names(replay) == names(alone)
-
-
-def test_replay_takes_half_from_the_earlier_tasks(rehearsing):
-    tasks = [
-        task for task, _, _ in drawn(
-            rehearsing(tasks='seen', images_per_task=2), 2, 16)
-    ]
-    assert set(tasks[::2]) == {'infrared'}
+def test_replay_takes_half_from_kept_images_of_earlier_tasks(
+        rehearsing, builder):
+    data = rehearsing(tasks='seen', images_per_task=2)
+    drawn = names(trained(data, builder, 2, 16))
+    assert {task for task, _ in drawn[::2]} == {'infrared'}
     # eight rehearsed images are two passes over two images of two tasks
-    assert sorted(tasks[1::2]) == ['day'] * 4 + ['night'] * 4
+    assert sorted(task
+                  for task, _ in drawn[1::2]) == ['day'] * 4 + ['night'] * 4
+    assert len(set(drawn[1::2])) == 4
 
 
-def test_share_decides_how_many(rehearsing):
+def test_share_decides_how_many(rehearsing, builder):
     data = rehearsing(tasks='seen', images_per_task=2, share=0.25)
-    tasks = [task for task, _, _ in drawn(data, 1, 16)]
+    tasks = [task for task, _ in names(trained(data, builder, 1, 16))]
     assert [i for i, task in enumerate(tasks)
             if task == 'day'] == [3, 7, 11, 15]
 
 
-@pytest.mark.parametrize('index', [0, 1, 2])
-def test_joint_training_shows_every_image_equally_often(rehearsing, index):
+def test_joint_training_shows_every_image_equally_often(rehearsing, builder):
     data = rehearsing(tasks='all', share=None)
-    assert sorted(names(drawn(data, index, 18))) == sorted(
-        (domain, image) for domain in DOMAINS for image in range(6))
+    parts = [trained(data, builder, index, 18) for index in (0, 2)]
+    for part in parts:
+        assert sorted(names(part)) == sorted(
+            (domain, image) for domain in DOMAINS for image in range(6))
+    # in another order, and cropped differently
+    assert names(parts[0]) != names(parts[1])
+    (one, ), (other, ) = ([
+        x for task, image, x in part if (task, image) == ('night', 0)
+    ] for part in parts)
+    assert not torch.equal(one, other)
 
 
-def test_kept_images_are_one_of_each_equal_stretch(rehearsing):
-    for seed in range(8):
-        first, second, third = rehearsing(
-            seed, tasks='seen',
-            images_per_task=3).rehearsal.images('day').indices
-        assert (first in (0, 1)) and (second in (2, 3)) and (third in (4, 5))
-
-
-def test_kept_images_follow_from_seed_and_task(rehearsing):
-
-    def chosen(seed, task='day'):
+def test_kept_images_are_one_of_each_stretch_drawn_from_the_seed(
+        rehearsing, builder):
+    seen = set()
+    for seed in range(6):
         data = rehearsing(seed, tasks='seen', images_per_task=3)
-        return data.rehearsal.images(task).indices
-
-    assert chosen(0) == chosen(0)
-    assert len({tuple(chosen(seed)) for seed in range(8)}) > 1
-    assert any(chosen(s) != chosen(s, 'night') for s in range(8))
-
-
-def test_only_kept_images_are_replayed(rehearsing):
-    data = rehearsing(tasks='seen', images_per_task=2)
-    kept = set(data.rehearsal.images('day').indices)
-    assert {image
-            for task, image, _ in drawn(data, 1, 16) if task == 'day'} == kept
-
-
-def test_task_with_fewer_images_keeps_all(rehearsing):
-    data = rehearsing(tasks='seen', images_per_task=7)
-    assert len(data.rehearsal.images('day')) == 6
+        kept = {i for t, i in names(trained(data, builder, 1, 12))
+                if t == 'day'}  # yapf: disable
+        assert sorted(image // 2 for image in kept) == [0, 1, 2]
+        seen.add(tuple(sorted(kept)))
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize('config', [
     dict(tasks='seen', images_per_task=2),
     dict(tasks='all', share=None),
 ])
-def test_stream_goes_on_where_it_was_left(rehearsing, config):
+def test_rehearsed_stream_goes_on_where_it_was_left(rehearsing, builder,
+                                                    config):
     data = rehearsing(**config)
-    whole, rest = drawn(data, 1, 10), drawn(data, 1, 6, skip=4)
+    whole = trained(data, builder, 1, 10)
+    rest = trained(data, builder, 1, 6, skip=4)
     assert names(whole)[4:] == names(rest)
     assert all((a[2] == b[2]).all() for a, b in zip(whole[4:], rest))
 
 
-def test_image_of_two_tasks_is_cropped_differently(rehearsing):
-    data = rehearsing(tasks='all', share=None)
-    (day, ), (night, ) = ([
-        pixels for task, image, pixels in drawn(data, index, 18)
-        if (task, image) == ('infrared', 0)
-    ] for index in (0, 1))
-    assert not (day == night).all()
-
-
 def test_kept_bytes_are_those_of_images_and_labels(rehearsing, root):
-
-    def size(domain, images):
-        return sum((root / domain / kind / 'train' / f'{i}.png').stat().st_size
-                   for kind in ('img', 'ann') for i in images)
-
-    data = rehearsing(tasks='seen', images_per_task=2)
-    kept = [data.rehearsal.images(d).indices for d in DOMAINS]
-    assert data.kept_bytes(0) == size('day', kept[0])
-    assert data.kept_bytes(1) == size('day', kept[0]) + size('night', kept[1])
-    everything = sum(size(domain, range(6)) for domain in DOMAINS)
-    assert rehearsing(tasks='all').kept_bytes(0) == everything
-
-
-def test_nothing_is_kept_without_rehearsal(open_tasks, day):
-    assert open_tasks(day).kept_bytes(0) == 0
-
-
-# -- refused ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('config, message', [
-    ('seen', "must be a dict with some of .*, got 'seen'"),
-    (dict(tasks='seen', number=3), 'must be a dict with some of'),
-    (dict(), "tasks must be 'seen' .* got None"),
-    (dict(tasks='earlier'), "got 'earlier'"),
-    (dict(tasks='seen', images_per_task=0), 'images_per_task .* got 0'),
-    (dict(tasks='seen', images_per_task=0.5), 'images_per_task .* got 0.5'),
-    (dict(tasks='seen', share=0.0), 'share must lie above 0 .* got 0.0'),
-    (dict(tasks='seen', share=1.0), 'share .* below 1.* got 1.0'),
-    (dict(tasks='seen', share='half'), "share .* got 'half'"),
-])
-def test_settings_without_meaning_are_refused(config, message):
-    with pytest.raises(ValueError, match=f'train_cfg.rehearsal.*{message}'):
-        check_rehearsal_config(config)
+    sizes = [
+        sum(path.stat().st_size
+            for path in (root / domain).glob('*/train/*.png'))
+        for domain in DOMAINS
+    ]
+    seen, every = rehearsing(tasks='seen'), rehearsing(tasks='all')
+    few = rehearsing(tasks='seen', images_per_task=2)
+    kept = [few.rehearsal.kept_bytes(index) for index in range(3)]
+    assert [seen.rehearsal.kept_bytes(i)
+            for i in range(3)] == np.cumsum(sizes).tolist()
+    assert every.rehearsal.kept_bytes(0) == sum(sizes)
+    assert 0 < kept[0] < sizes[0] / 2 and kept[0] < kept[1] < kept[2]
+    assert rehearsing().rehearsal.kept_bytes(2) == 0
 
 
 def test_mixed_images_cannot_be_kept_apart(open_tasks, day):
     load, labels, *rest = day['train_dataset']['pipeline']
     day['train_dataset']['pipeline'] = [load, labels]
+    mosaic = dict(type='RandomMosaic', prob=1, img_scale=(48, 64))
     day['train_dataset'] = dict(
         type='MultiImageMixDataset',
         dataset=day['train_dataset'],
-        pipeline=[
-            dict(type='RandomMosaic', prob=1, img_scale=(48, 64)), *rest
-        ])
-    data = open_tasks(day, tiny_task('night'))
+        pipeline=[mosaic, *rest])
     with pytest.raises(ValueError, match="'day' is a MultiImageMixDataset"):
-        data.rehearse(dict(tasks='seen', images_per_task=2), 0)
-    data.rehearse(dict(tasks='seen'), 0)
-    assert data.kept_bytes(0) > 0
+        open_tasks(day, rehearsal=dict(tasks='seen', images_per_task=2))
+    data = open_tasks(day, rehearsal=dict(tasks='seen'))
+    assert data.rehearsal.kept_bytes(0) > 0
 
 
-@pytest.mark.parametrize('method, tasks, message', [
-    (ExpertSegmentor, 'seen', 'ExpertSegmentor is trained without'),
-    (FineTuneSegmentor, 'all',
-     "without train_cfg.rehearsal or with .*tasks='seen'"),
-    (JointSegmentor, 'seen', "JointSegmentor is trained with .*tasks='all'"),
-    (JointSegmentor, None, "rehearsal is None, but JointSegmentor is trained"),
+# -- refused ------------------------------------------------------------------
+
+
+class Alone:
+    rehearses = (None, )
+
+
+class Replays:
+    rehearses = (None, 'seen')
+
+
+class Joint:
+    rehearses = ('all', )
+
+
+@pytest.mark.parametrize('kind, config, message', [
+    (Replays, 'seen', "must be a dict with some of .*, got 'seen'"),
+    (Replays, dict(tasks='seen', number=3), 'must be a dict with some of'),
+    (Replays, dict(), "tasks must be 'seen' .* got None"),
+    (Replays, dict(tasks='earlier'), "got 'earlier'"),
+    (Replays, dict(tasks='seen', images_per_task=0), 'images_per_task .* 0'),
+    (Replays, dict(tasks='seen', images_per_task=0.5), 'images_per_t.* 0.5'),
+    (Replays, dict(tasks='seen', share=0.0), 'share must lie above 0 .* 0.0'),
+    (Replays, dict(tasks='seen', share=1.0), 'share .* below 1.* got 1.0'),
+    (Replays, dict(tasks='seen', share='half'), "share .* got 'half'"),
+    (Alone, dict(tasks='seen'), 'Alone is trained without train_cfg.reh'),
+    (Replays, dict(tasks='all'), "trained without .* or with .*tasks='seen'"),
+    (Joint, dict(tasks='seen'), "Joint is trained with .*tasks='all'"),
+    (Joint, None, ' is None, but Joint is trained with'),
 ])
-def test_method_that_would_learn_wrong_labels_is_refused(
-        method, tasks, message):
-    model = method.__new__(method)
-    with pytest.raises(ValueError, match=message):
-        check_rehearses(model, tasks and dict(tasks=tasks))
+def test_settings_that_do_not_fit_are_refused(kind, config, message):
+    with pytest.raises(ValueError, match=f'train_cfg.rehearsal.*{message}'):
+        check_rehearsal(kind(), config)
 
 
-@pytest.mark.parametrize('method, tasks', [
-    (ExpertSegmentor, None),
-    (FineTuneSegmentor, None),
-    (FineTuneSegmentor, 'seen'),
-    (JointSegmentor, 'all'),
+@pytest.mark.parametrize('kind, config', [
+    (Alone, None),
+    (Replays, None),
+    (Replays, dict(tasks='seen', images_per_task=1, share=None)),
+    (Joint, dict(tasks='all')),
 ])
-def test_method_that_can_learn_them_is_not(method, tasks):
-    check_rehearses(method.__new__(method), tasks and dict(tasks=tasks))
-
-
-def test_joint_stream_cannot_be_extended():
-    joint, replay = dict(tasks='all'), dict(tasks='seen')
-    with pytest.raises(ValueError, match=r"the tasks \['night'\] would have"):
-        check_extension(joint, ['day'], ['day', 'night'])
-    check_extension(joint, ['day', 'night'], ['day', 'night'])
-    for config in (replay, None):
-        check_extension(config, ['day'], ['day', 'night'])
+def test_settings_that_fit_are_not(kind, config):
+    check_rehearsal(kind(), config)

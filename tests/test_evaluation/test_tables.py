@@ -3,10 +3,12 @@ import math
 from typing import Callable, List
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.tables import (confusion_table, cost_table,
+                                          cross_expert_table, markdown_table,
                                           row_table, score_table,
                                           summary_table)
 
@@ -115,7 +117,7 @@ def test_unmeasured_gate_is_said(results: StreamResults) -> None:
 
 def test_cost_table_compares_with_the_base(results: StreamResults) -> None:
     assert cells(cost_table(results), 'dusk') == [
-        'dusk', '40', '30', '5', '1,234', '7.50', '2', '2.00 M', '7.2'
+        'dusk', '40', '30', '5', '1,234', '7.50', '2', '2.00', '7.2'
     ]
 
 
@@ -123,8 +125,37 @@ def test_cost_table_without_experts_keeps_the_time(
         results: StreamResults) -> None:
     results.cost.set_experts([], [])
 
-    assert cells(cost_table(results),
-                 'day') == ['day', *'------', '2.00 M', '7.2']
+    assert cells(cost_table(results), 'day') == ['day', '2.00', '7.2']
+
+
+def test_parts_of_experts_are_those_of_the_method(
+        results: StreamResults) -> None:
+    results.cost.set_experts([dict(task='day', router_params=50, bytes=1024)],
+                             results.tasks)
+    table = cost_table(results)
+
+    assert cells(table, 'task')[1:4] == ['router', '% of base', 'KiB']
+    assert cells(table, 'day')[1:4] == ['50', '5.00', '1']
+    assert cells(table, 'dusk')[1:4] == ['-', '-', '-']
+
+
+def test_forced_experts_stand_beside_their_mean_drop() -> None:
+    table = cross_expert_table(['day', 'dusk'], np.array([[60, 40], [55,
+                                                                     70.]]))
+
+    assert cells(table, 'mIoU of task')[1:] == [
+        'expert day', 'expert dusk', 'drop']  # yapf: disable
+    assert cells(table, 'dusk') == ['dusk', '55.0', '70.0', '15.0']
+
+
+def test_markdown_aligns_figures_and_escapes_pipes() -> None:
+    frame = pd.DataFrame([['A|B', '-', '1.20 ± 0.1'], ['C', '', '0.625 / 6']],
+                         columns=['method', 'method', 'x|y'])
+
+    assert markdown_table(frame).splitlines()[:3] == [
+        '| method   |   method |       x\\|y |',
+        '|:---------|---------:|-----------:|',
+        '| A\\|B     |        - | 1.20 ± 0.1 |']  # yapf: disable
 
 
 def test_summary_shows_scores(results: StreamResults) -> None:
@@ -169,4 +200,4 @@ def test_tables_of_an_empty_run_can_be_printed(
 def test_tasks_may_be_named_like_columns() -> None:
     table = score_table(make_results(['after', 'mean', 'task']))
 
-    assert cells(table, '2 mean')[1:4] == ['10.5', '11.5', '12.5']
+    assert cells(table, 'mean')[1:4] == ['10.5', '11.5', '12.5']

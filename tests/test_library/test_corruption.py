@@ -148,10 +148,10 @@ def edit_a_record_and_its_checksum(rng, root, other):
     change = rng.choice([
         dict(classes=record['classes'][::-1]),
         dict(provenance=dict(seed=rng.random())),
-        dict(lora_config=dict(record['lora_config'], lora_alpha=64)),
+        dict(configs=dict(record['configs'], head={})),
         dict(files={k: '0' * 64
                     for k in record['files']}),
-        dict(schema=2),
+        dict(schema=3),
     ])
     write_json(path, {**record, **change})
     return [path]

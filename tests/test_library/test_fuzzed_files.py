@@ -19,7 +19,7 @@ from mmseg_mile.library.expert_store import ExpertStore, read_library_index
 from mmseg_mile.library.files import (num_values, read_json, read_tensors,
                                       sha256, write_json, write_tensors)
 
-FIELDS = ('schema', 'name', 'classes', 'palette', 'lora_config', 'head_config',
+FIELDS = ('schema', 'name', 'classes', 'palette', 'configs',
           'base_fingerprint', 'provenance', 'files')
 DTYPES = ('F64', 'F32', 'F16', 'BF16', 'I64', 'I8', 'U8', 'BOOL', 'F8_E4M3',
           'F4', 'C64', 'X', '')
@@ -214,14 +214,14 @@ def test_expert_comes_back(store, make, name, classes, provenance, norm, head):
         classes=tuple(classes),
         palette=((1, 2, 3), ) * len(classes),
         provenance=provenance,
-        norm=norm,
-        head=head)
+        parts=dict(norm=norm, head=head))
     store.save(expert)
     again = ExpertStore(store.root).load(name)
     assert (again.name, again.classes) == (name, tuple(classes))
     assert json.dumps(again.provenance) == json.dumps(
         json.loads(json.dumps(provenance, sort_keys=True)))
-    for mine, theirs in ((again.norm, norm), (again.head, head)):
+    for mine, theirs in ((again.parts['norm'], norm), (again.parts['head'],
+                                                       head)):
         assert {
             k: bits(v)
             for k, v in mine.items()

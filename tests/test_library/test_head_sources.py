@@ -31,8 +31,9 @@ def template(cnn):
 def test_head_of_an_expert_is_its_own(cnn):
     head = head_of_expert(cnn.store.root, 'night')
     assert head.classes == ('sky', 'road', 'car')
-    assert torch.equal(head.state['conv_seg.weight'],
-                       cnn.store.load('night').head['conv_seg.weight'])
+    assert torch.equal(
+        head.state['conv_seg.weight'],
+        cnn.store.load('night').parts['head']['conv_seg.weight'])
 
 
 def test_head_of_a_checkpoint_has_its_values_and_classes(cnn, checkpoint):
@@ -41,9 +42,9 @@ def test_head_of_a_checkpoint_has_its_values_and_classes(cnn, checkpoint):
     assert head.classes == expert.classes
     assert head.palette == expert.palette
     assert head.config['num_classes'] == 3
-    assert set(head.state) == set(expert.head)
+    assert set(head.state) == set(expert.parts['head'])
     assert all(
-        torch.equal(value, expert.head[key])
+        torch.equal(value, expert.parts['head'][key])
         for key, value in head.state.items())
 
 

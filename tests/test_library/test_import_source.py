@@ -17,7 +17,7 @@ def source(cnn):
 def test_head_comes_from_the_expert_that_is_named(source, cnn):
     assert torch.equal(
         source.head('fog').state['conv_seg.weight'],
-        cnn.store.load('fog').head['conv_seg.weight'])
+        cnn.store.load('fog').parts['head']['conv_seg.weight'])
 
 
 @pytest.mark.parametrize('arguments', [(), ('fog', 'a.pth')])
@@ -29,7 +29,7 @@ def test_head_without_one_source_says_what_there_is(source, arguments):
 def test_prototypes_of_an_expert_are_taken_as_they_are(source, cnn):
     state = source.prototypes('new', expert='fog')
     assert torch.equal(state['centroids'],
-                       cnn.store.load('fog').prototypes['centroids'])
+                       cnn.store.load('fog').parts['prototypes']['centroids'])
 
 
 @pytest.mark.parametrize('arguments', [{}, dict(images='a', expert='fog')],

@@ -43,7 +43,7 @@ def is_killed(action, monkeypatch, step, calls=DISK_CALLS):
 
 
 def head_of(store, name):
-    return store.load(name).head['conv_seg.weight']
+    return store.load(name).parts['head']['conv_seg.weight']
 
 
 @pytest.mark.parametrize('name', ['night', 'fog'])
@@ -51,7 +51,7 @@ def test_killed_anywhere_the_library_is_the_old_or_the_new_one(
         store, make, monkeypatch, tmp_path, name):
     old = {known: head_of(store, known) for known in store.names}
     expert, seen, step = make(name), [], 0
-    new = expert.head['conv_seg.weight']
+    new = expert.parts['head']['conv_seg.weight']
     before = shutil.copytree(store.root, tmp_path / 'before')
     while is_killed(lambda: store.save(expert), monkeypatch, step):
         assert torch.equal(head_of(store, 'day'), old['day'])
@@ -73,7 +73,8 @@ def test_after_any_kill_the_expert_can_be_saved_again(store, make, monkeypatch,
     while is_killed(lambda: store.save(make(name)), monkeypatch, step):
         again = make(name)
         store.save(again)
-        assert torch.equal(head_of(store, name), again.head['conv_seg.weight'])
+        assert torch.equal(
+            head_of(store, name), again.parts['head']['conv_seg.weight'])
         assert not [p for p in store.root.iterdir() if p.name[0] == '.']
         step += 1
     assert step > 10
@@ -92,7 +93,7 @@ def test_full_at_any_write_the_library_is_whole(store, make, monkeypatch,
         with monkeypatch.context() as patch:
             count = interrupt(patch, step, fill)
             try:
-                store.save(make(name, head={}))
+                store.save(make(name, parts=dict(head={})))
             except OSError as error:
                 refused += 1
                 assert 'cannot be written. It needs' in str(error)

@@ -78,9 +78,9 @@ def test_added_under_another_name_says_what_it_was_trained_as(store, other):
     add_expert(store.root, other.root, 'rain', 'paris')
     expert = store.load('paris')
     assert expert.name == 'paris'
-    assert expert.provenance == dict(seed=1, trained_as='rain')
-    assert torch.equal(expert.prototypes['centroids'],
-                       other.load('rain').prototypes['centroids'])
+    assert expert.provenance == dict(seed=1)
+    assert torch.equal(expert.parts['prototypes']['centroids'],
+                       other.load('rain').parts['prototypes']['centroids'])
 
 
 def test_expert_of_another_base_is_refused_with_both_fingerprints(
@@ -95,7 +95,9 @@ def test_expert_of_another_base_is_refused_with_both_fingerprints(
 
 
 def test_expert_of_another_gate_is_refused(store, other, make):
-    wide = make('rain', prototypes={'centroids': torch.zeros(1, 5).double()})
+    wide = make(
+        'rain',
+        parts=dict(prototypes={'centroids': torch.zeros(1, 5).double()}))
     other.save(wide)
     with pytest.raises(ValueError, match='other gates or embedders'):
         add_expert(store.root, other.root, 'rain')
@@ -148,10 +150,11 @@ def test_renaming_back_restores_every_byte(store):
 def test_renaming_over_another_expert_needs_force(store):
     with pytest.raises(ValueError, match="has an expert 'night'"):
         rename_expert(store.root, 'day', 'night')
-    head = store.load('day').head['conv_seg.weight']
+    head = store.load('day').parts['head']['conv_seg.weight']
     rename_expert(store.root, 'day', 'night', force=True)
     assert store.names == ['night']
-    assert torch.equal(store.load('night').head['conv_seg.weight'], head)
+    assert torch.equal(
+        store.load('night').parts['head']['conv_seg.weight'], head)
 
 
 def test_case_of_a_name_can_be_changed(store):

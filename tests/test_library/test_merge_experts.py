@@ -16,13 +16,16 @@ from mmseg_mile.library.edits import (merge_experts, remove_expert,
 def delta(expert, layer):
     """``s B A`` of a layer in float64, as a matrix."""
     down, up = (
-        expert.lora[f'{layer}.lora_{x}.weight'].flatten(1).double()
-        for x in 'AB')
-    return lora_scaling(expert.lora_config) * up @ down
+        expert.parts['adapter'][f'{layer}.lora_{x}.weight'].flatten(
+            1).double() for x in 'AB')
+    return lora_scaling(expert.configs['adapter']) * up @ down
 
 
 def layers_of(expert):
-    return [k[:-len('.lora_A.weight')] for k in expert.lora if '.lora_A' in k]
+    return [
+        k[:-len('.lora_A.weight')] for k in expert.parts['adapter']
+        if '.lora_A' in k
+    ]
 
 
 def test_every_update_is_the_weighted_sum(library):
@@ -30,7 +33,7 @@ def test_every_update_is_the_weighted_sum(library):
                            [0.5, 0.3, 0.4])
     parts = [library.store.load(name) for name in ('day', 'night', 'fog')]
     new = library.store.load('all')
-    assert merged.rank == new.lora_config['r'] == 6
+    assert merged.rank == new.configs['adapter']['r'] == 6
     for layer in layers_of(parts[0]):
         wanted = sum(w * delta(part, layer)
                      for w, part in zip((0.5, 0.3, 0.4), parts))
@@ -55,7 +58,7 @@ def test_cut_merge_loses_what_it_says(library):
         library.store.root, ['day', 'night'], 'both', rank=1)
     parts = [library.store.load(name) for name in ('day', 'night')]
     new = library.store.load('both')
-    assert new.lora_config['r'] == 1
+    assert new.configs['adapter']['r'] == 1
     for layer in layers_of(parts[0]):
         whole = (0.5 * sum(delta(part, layer) for part in parts)).numpy()
         singular = torch.linalg.svdvals(torch.from_numpy(whole))
@@ -74,14 +77,14 @@ def test_head_is_the_heaviest_experts_or_the_named_ones(cnn):
         root, ['day', 'fog'], 'c', [0.4, 0.6], head='day').head == 'day'
     for name, source in (('a', 'fog'), ('b', 'day'), ('c', 'day')):
         assert torch.equal(
-            cnn.store.load(name).head['conv_seg.weight'],
-            cnn.store.load(source).head['conv_seg.weight'])
+            cnn.store.load(name).parts['head']['conv_seg.weight'],
+            cnn.store.load(source).parts['head']['conv_seg.weight'])
 
 
 def test_norm_layers_are_averaged_with_weights_of_sum_one(cnn):
     merge_experts(cnn.store.root, ['day', 'fog'], 'both', [1.0, 3.0])
     day, fog, both = (
-        cnn.store.load(name).norm['stem.1.running_var']
+        cnn.store.load(name).parts['norm']['stem.1.running_var']
         for name in ('day', 'fog', 'both'))
     torch.testing.assert_close(both, 0.25 * day + 0.75 * fog)
 
@@ -167,6 +170,9 @@ def test_bad_arguments_are_refused_by_name(cnn, changes, message):
 
 def test_experts_without_adapter_have_nothing_to_merge(cnn):
     for name in ('day', 'night'):
-        cnn.store.save(dataclasses.replace(cnn.store.load(name), lora={}))
+        cnn.store.save(
+            dataclasses.replace(
+                cnn.store.load(name),
+                parts=dict(cnn.store.load(name).parts, adapter={})))
     with pytest.raises(ValueError, match='has an adapter: there is nothing'):
         merge_experts(cnn.store.root, ['day', 'night'], 'both')

@@ -29,7 +29,7 @@ def take(library, folder, name='new', **changes):
     night, = library.store.open(['night'])
     return import_peft(library.store.root, folder, name, library.build(),
                        head_of_expert(library.store.root, 'night'),
-                       night.prototypes, **changes)
+                       night.parts['prototypes'], **changes)
 
 
 def trained_by_peft(library, folder, wrap=None, **settings):
@@ -86,9 +86,10 @@ def test_round_trip_gives_every_tensor_back_bit_for_bit(
         adapted.save_pretrained(folder)
     take(library, folder)
     old, new = (library.store.load(name) for name in ('night', 'new'))
-    assert old.lora_config == new.lora_config
-    for part in ('lora', 'norm', 'head', 'prototypes'):
-        mine, theirs = getattr(old, part), getattr(new, part)
+    assert old.configs['adapter'] == new.configs['adapter']
+    assert set(old.parts) == set(new.parts)
+    for part in old.parts:
+        mine, theirs = old.parts[part], new.parts[part]
         assert set(mine) == set(theirs)
         for key, value in mine.items():
             assert torch.equal(value, theirs[key]), key
@@ -209,8 +210,8 @@ def test_names_and_folders_that_are_taken_need_force(cnn, tmp_path):
     export_peft(cnn.store.root, 'day', tmp_path / 'lora', force=True)
     take(cnn, tmp_path / 'lora', 'night', force=True)
     day, night = (cnn.store.load(name) for name in ('day', 'night'))
-    assert torch.equal(night.lora['stem.0.lora_A.weight'],
-                       day.lora['stem.0.lora_A.weight'])
+    assert torch.equal(night.parts['adapter']['stem.0.lora_A.weight'],
+                       day.parts['adapter']['stem.0.lora_A.weight'])
 
 
 def test_force_deletes_no_folder_of_other_things(cnn, tmp_path):

@@ -61,35 +61,38 @@ def test_base_that_is_not_the_one_of_its_fingerprint_is_found(cnn):
     assert f'the library says {fingerprint[:16]}' in problem
 
 
-def changed(cnn, **changes):
-    cnn.store.save(dataclasses.replace(cnn.store.load('night'), **changes))
+def changed(cnn, parts=None, **changes):
+    night = cnn.store.load('night')
+    parts = dict(night.parts, **(parts or {}))
+    cnn.store.save(dataclasses.replace(night, parts=parts, **changes))
     return '\n'.join(broken(cnn))
 
 
-@pytest.mark.parametrize('part', ['lora', 'norm', 'head', 'prototypes'])
+@pytest.mark.parametrize('part', ['adapter', 'norm', 'head', 'prototypes'])
 def test_values_that_are_not_finite_are_found(cnn, part):
-    tensors = getattr(cnn.store.load('night'), part)
+    tensors = cnn.store.load('night').parts[part]
     key = next(k for k, v in tensors.items() if v.is_floating_point())
     tensors[key] = torch.full_like(tensors[key], torch.nan)
     if key == 'reach':
         key = 'centroids'
         tensors[key] = torch.full_like(tensors[key], torch.nan)
-    text = changed(cnn, **{part: tensors})
+    text = changed(cnn, {part: tensors})
     assert f'{key!r} holds values that are not finite' in text
     assert 'night' in text
 
 
 def test_infinite_reach_is_fine(cnn):
-    prototypes = cnn.store.load('night').prototypes
+    prototypes = cnn.store.load('night').parts['prototypes']
     prototypes['reach'] = torch.tensor(torch.inf, dtype=torch.float64)
-    assert changed(cnn, prototypes=prototypes) == ''
+    assert changed(cnn, dict(prototypes=prototypes)) == ''
 
 
 def test_adapter_that_fits_no_layer_is_found(cnn):
-    lora = cnn.store.load('night').lora
+    lora = cnn.store.load('night').parts['adapter']
     lora['gone.lora_A.weight'] = torch.zeros(2, 3)
     lora['gone.lora_B.weight'] = torch.zeros(3, 2)
-    assert "'night' does not fit the layers" in changed(cnn, lora=lora)
+    assert "'night' does not fit the layers" in changed(
+        cnn, dict(adapter=lora))
 
 
 def test_head_with_other_classes_than_the_record_is_found(cnn):
@@ -98,7 +101,7 @@ def test_head_with_other_classes_than_the_record_is_found(cnn):
 
 
 def test_expert_without_adapter_is_whole(cnn):
-    assert changed(cnn, lora={}) == ''
+    assert changed(cnn, dict(adapter={})) == ''
 
 
 def test_leftovers_do_no_harm_and_are_told(cnn):

@@ -9,12 +9,8 @@ def test_experts_do_not_share_their_provenance():
     fields = dict(
         classes=('road', ),
         palette=((0, 0, 0), ),
-        lora_config={},
-        lora={},
-        norm={},
-        head={},
-        head_config={},
-        prototypes={},
+        parts={},
+        configs={},
         base_fingerprint='0')
     first, second = Expert('a', **fields), Expert('b', **fields)
     first.provenance['seed'] = 1

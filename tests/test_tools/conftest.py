@@ -18,6 +18,8 @@ def run_tool(monkeypatch, quick, forget_runner):
     def run(name, *arguments):
         forget_runner()
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        # as Python does for a script
+        monkeypatch.syspath_prepend(str(TOOLS))
         with quick():
             runpy.run_path(str(TOOLS / name), run_name='__main__')
 

@@ -120,7 +120,8 @@ def test_import_fits_prototypes_to_images(run, root, stream_config, tiny_data,
         stream_config, '--head-from', 'night', '--images',
         tiny_data / 'night' / 'img' / 'train', '--task', 'night')
     store = ExpertStore(root / 'library')
-    old, new = (store.load(name).prototypes for name in ('night', 'back'))
+    old, new = (
+        store.load(name).parts['prototypes'] for name in ('night', 'back'))
     assert new['counts'].tolist() == [6]
     assert (old['centroids'] - new['centroids']).abs().max() < 1e-6
 

@@ -103,12 +103,13 @@ class SharedLoRASegmentor(FineTuneSegmentor):
                 name=task.name,
                 classes=self.classes,
                 palette=self.palette,
-                lora_config=self.backbone.lora_config,
-                lora=adapter.lora,
-                norm=adapter.norm,
-                head=self.decode_head.state_dict(),
-                head_config=head_config(self.head_template, len(self.classes)),
-                prototypes={},
+                parts=dict(
+                    adapter=adapter.lora,
+                    head=self.decode_head.state_dict(),
+                    **(dict(norm=adapter.norm) if adapter.norm else {})),
+                configs=dict(
+                    adapter=self.backbone.lora_config,
+                    head=head_config(self.head_template, len(self.classes))),
                 base_fingerprint=base,
                 provenance=provenance))
 
@@ -124,7 +125,7 @@ class SharedLoRASegmentor(FineTuneSegmentor):
             del self.backbone.experts[self.adapter]
         self.backbone.load_experts([stored])
         head = self.new_head(len(stored.classes))
-        head.load_state_dict(stored.head, strict=True)
+        head.load_state_dict(stored.parts['head'], strict=True)
         self.set_decode_head(head, stored.classes, stored.palette)
 
     def kept_state(self) -> Dict[str, Tensor]:

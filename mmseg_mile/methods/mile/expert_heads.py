@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from mmseg_mile.adapters.adapter_library import ExpertCache, Key
-from mmseg_mile.library.expert_store import StoredExpert
 from mmseg_mile.structures import Expert, Task
-from mmseg_mile.structures.expert import TensorDict
+from mmseg_mile.structures.expert import TensorDict, check_classes
 from ..continual_segmentor import build_head
 
 # Fields of a head's config that matter in training alone.
@@ -39,20 +38,6 @@ class LabelSpace(NamedTuple):
     palette: Tuple[Tuple[int, ...], ...]
 
 
-class _Shared(NamedTuple):
-    """A module, and who owns each entry of its state dict."""
-    module: nn.Module
-    owners: Dict[str, Tuple[nn.Module, str]]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> '_Shared':
-        owners = {}
-        for key in module.state_dict():
-            path, _, leaf = key.rpartition('.')
-            owners[key] = (module.get_submodule(path), leaf)
-        return cls(module, owners)
-
-
 class ExpertHeads:
     """Head tensors per expert, and one module per kind of head.
 
@@ -67,7 +52,7 @@ class ExpertHeads:
     def __init__(self, cache: ExpertCache) -> None:
         self._cache = cache
         self._labels: Dict[str, LabelSpace] = {}
-        self._modules: Dict[str, _Shared] = {}
+        self._modules: Dict[str, nn.Module] = {}
 
     @property
     def names(self) -> Tuple[str, ...]:
@@ -91,8 +76,7 @@ class ExpertHeads:
                                                        task.classes,
                                                        task.palette)
 
-    def add(self, expert: Union[Expert, StoredExpert],
-            device: torch.device) -> None:
+    def add(self, expert: Expert, device: torch.device) -> None:
         """Take over a head; a stored one is read when it is first used.
 
         Raises:
@@ -101,44 +85,41 @@ class ExpertHeads:
         """
         check_classes(expert)
         load = partial(self._load, expert, device)
-        head = None if isinstance(expert, StoredExpert) else load()
+        head = None if expert.is_stored else load()
         self._labels[expert.name] = LabelSpace(expert.classes, expert.palette)
         if head is None:
             self._cache.defer(self._key(expert.name), load)
         else:
             self._cache[self._key(expert.name)] = head
 
-    def release(self, expert: StoredExpert, device: torch.device) -> None:
+    def release(self, expert: Expert, device: torch.device) -> None:
         """Let a head leave memory that was stored since."""
         self._cache.release(
             self._key(expert.name), partial(self._load, expert, device))
 
-    def remove(self, name: str) -> None:
-        """Forget a head."""
-        del self._cache[self._key(name)]
-        del self._labels[name]
-
     def fusable(self, mixture: Mapping[str, float]) -> Dict[str, float]:
-        """The experts of a mixture that can speak with one head.
+        """The experts of a mixture whose heads can be averaged.
 
         Args:
             mixture (Mapping[str, float]): Weights of experts.
 
         Returns:
             dict[str, float]: Those with the classes and the kind of head of
-            the heaviest one; their weights, brought to sum 1.
+            the heaviest one; weights of sum 1.
         """
-        first = heaviest(mixture)
+        if len(mixture) == 1:
+            return dict.fromkeys(mixture, 1.0)
+        kind = self._fusion_key(heaviest(mixture))
         shares = {
             name: weight
             for name, weight in mixture.items()
-            if name == first or self._sound(name) == self._sound(first)
+            if self._fusion_key(name) == kind
         }
         total = sum(shares.values())
         return {name: weight / total for name, weight in shares.items()}
 
     def fused_state(self, mixture: Mapping[str, float]) -> TensorDict:
-        """Weighted mean of the tensors of the heads that are alike.
+        """Weighted mean of the tensors of the heads that are fusable.
 
         Args:
             mixture (Mapping[str, float]): Weights of experts, above 0.
@@ -166,22 +147,19 @@ class ExpertHeads:
         config = self[heaviest(mixture)].config
         return self._holding(config, self.fused_state(mixture), device)
 
-    def module(self, name: str, device: torch.device) -> nn.Module:
-        """The head of one expert, see :meth:`fused`."""
-        return self.fused({name: 1.0}, device)
-
     def _holding(self, config: Dict[str, Any], state: TensorDict,
                  device: torch.device) -> nn.Module:
         """The module of a kind of head, with these values in it."""
-        shared = self._shared(config, device)
+        module = self._shared(config, device)
         for key, value in state.items():
-            owner, leaf = shared.owners[key]
-            value = value.to(device)
-            trains = isinstance(getattr(owner, leaf), nn.Parameter)
-            setattr(owner, leaf, nn.Parameter(value) if trains else value)
-        return shared.module
+            path, _, leaf = key.rpartition('.')
+            owner, value = module.get_submodule(path), value.to(device)
+            if isinstance(getattr(owner, leaf), nn.Parameter):
+                value = nn.Parameter(value, requires_grad=False)
+            setattr(owner, leaf, value)
+        return module
 
-    def _sound(self, name: str) -> Tuple[Tuple[str, ...], str]:
+    def _fusion_key(self, name: str) -> Tuple[Tuple[str, ...], str]:
         """What heads must have in common to be averaged."""
         config = {
             key: value
@@ -190,10 +168,9 @@ class ExpertHeads:
         }
         return self.labels(name).classes, _kind(config)
 
-    def _load(self, expert: Union[Expert, StoredExpert],
-              device: torch.device) -> ExpertHead:
-        state = {k: v.to(device) for k, v in expert.head.items()}
-        module = self._shared(expert.head_config, device).module
+    def _load(self, expert: Expert, device: torch.device) -> ExpertHead:
+        state = {k: v.to(device) for k, v in expert.parts['head'].items()}
+        module = self._shared(expert.configs['head'], device)
         wanted = {k: v.shape for k, v in module.state_dict().items()}
         wrong = wanted.items() ^ {k: v.shape for k, v in state.items()}.items()
         if wrong:
@@ -202,13 +179,14 @@ class ExpertHeads:
                 f'{sorted({key for key, _ in wrong})[:5]} are missing, not '
                 'expected or of another shape. Restore it from a copy, or '
                 'train its task again.')
-        return ExpertHead(state, expert.head_config, expert.classes,
+        return ExpertHead(state, expert.configs['head'], expert.classes,
                           expert.palette)
 
-    def _shared(self, config: Dict[str, Any], device: torch.device) -> _Shared:
+    def _shared(self, config: Dict[str, Any],
+                device: torch.device) -> nn.Module:
         kind = _kind(config)
         if kind not in self._modules:
-            self._modules[kind] = _Shared.of(build_head(config, device).eval())
+            self._modules[kind] = build_head(config, device).eval()
         return self._modules[kind]
 
     def _key(self, name: str) -> Key:
@@ -224,7 +202,7 @@ def heaviest(mixture: Mapping[str, float]) -> str:
 
 
 def _mean(parts: Sequence[Tuple[float, Tensor]]) -> Tensor:
-    """Weighted mean; of counts, which are no quantity, the first."""
+    """Weighted mean; of integers, such as batch counts, the first."""
     if not parts[0][1].is_floating_point():
         return parts[0][1]
     total = torch.zeros_like(parts[0][1])
@@ -235,17 +213,3 @@ def _mean(parts: Sequence[Tuple[float, Tensor]]) -> Tensor:
 
 def _kind(config: Dict[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, default=str)
-
-
-def check_classes(expert: Union[Expert, StoredExpert]) -> None:
-    """Raise unless the head has one output per class.
-
-    Raises:
-        ValueError: Naming the expert and both numbers.
-    """
-    outputs = expert.head_config.get('num_classes')
-    if outputs != len(expert.classes):
-        raise ValueError(
-            f'expert {expert.name!r} names {len(expert.classes)} classes '
-            f'but its head has {outputs}: its expert.json was changed; '
-            'restore it from a copy.')

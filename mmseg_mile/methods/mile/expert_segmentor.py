@@ -3,288 +3,157 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import (TYPE_CHECKING, Any, Callable, ContextManager, Dict,
-                    Iterable, Iterator, List, Mapping, Optional, Sequence,
-                    Tuple, Union)
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, Mapping,
+                    Optional, Sequence, Set, Tuple)
 
 import torch
 from mmengine.dist import all_gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmseg.registry import MODELS, TASK_UTILS
+from mmseg_mile.adapters.base_weights import weights_checksum
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 from mmseg_mile.gates.base_gate import (BaseGate, apply_ood_policy,
                                         check_ood_policy)
 from mmseg_mile.gates.embedders import augmented_views
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.gates.simple_gates import FixedGate
-from mmseg_mile.library.expert_store import ExpertStore, StoredExpert
+from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.structures import Expert, Routing, Task
-from mmseg_mile.structures.interleaving import interleave
+from mmseg_mile.structures.expert import TensorDict
 from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
-from ..prediction import Decoder, PredictedSamples
-from .child_averaging import Lineage, child_mixtures, mixed
-from .expert_heads import ExpertHeads, LabelSpace, heaviest
+from ..prediction import abstain, blank_samples
+from .expert_heads import ExpertHeads, heaviest
+
+# Shape legend: B images, N images of a task, L views of each, D embedding,
+# E experts, C classes, h x w grid of the logits
+
+_FUSIONS = ('weights', 'logits')
+_STARTS = ('base', 'nearest', 'previous', 'fused')
 
 
-def routing_info(routing: Routing, index: int,
-                 labels: LabelSpace) -> Dict[str, Any]:
-    """Metainfo of the prediction for one image.
+def initial_experts(task: Task, init_from: str, earlier: Sequence[str],
+                    gate: BaseGate,
+                    embed: Callable[[], Tensor]) -> Dict[str, float]:
+    """The experts that the expert of a task starts from.
+
+    Decided here alone; it then stands in the expert's record.
 
     Args:
-        routing (Routing): Of its batch.
-        index (int): Position of the image.
-        labels (LabelSpace): Of the expert whose head spoke.
+        task (Task): The task; its own ``init_from`` goes first.
+        init_from (str): See :class:`ExpertSegmentor`.
+        earlier (Sequence[str]): The tasks before it, in order.
+        gate (BaseGate): Has learned those.
+        embed (Callable): Gives the embeddings of the task's images, as
+            :meth:`BaseGate.fit` takes them; called where the gate is asked.
 
     Returns:
-        dict: ``expert``, the heaviest one, None for the base alone and for
-        no prediction; ``mixture``, weights above zero; ``classes`` and
-        ``palette``; ``distances`` per expert; ``ood``, and
-        ``ood_score``, None where the gate does not measure it;
-        ``abstained``, whether there is no prediction.
-    """
-    mixture = routing.mixture(index)
-    return dict(
-        expert=routing.top_expert(index) if mixture else None,
-        classes=labels.classes,
-        palette=labels.palette,
-        mixture=mixture,
-        distances=dict(
-            zip(routing.expert_names, routing.distances[index].tolist())),
-        ood=bool(routing.ood[index]),
-        ood_score=None
-        if routing.ood_score is None else float(routing.ood_score[index]),
-        abstained=routing.abstains is not None
-        and bool(routing.abstains[index]))
-
-
-Start = Dict[str, float]
-_STARTS = ('base', 'nearest', 'previous', 'fused')
-# Asked of the gate, by the start that needs it.
-_ASKED = dict(nearest='nearest', fused='neighbours')
-
-
-def check_start(task: Task, default: str, known: Sequence[str],
-                gate: BaseGate) -> None:
-    """Refuse a start that there is not.
-
-    Args:
-        task (Task): The task.
-        default (str): For a task that names no ``init_from``.
-        known (Sequence[str]): The tasks before it, in order.
-        gate (BaseGate): Is asked for the nearest of those.
+        dict[str, float]: Weights of sum 1; {} for the base.
 
     Raises:
-        ValueError: If the start is unknown, or the gate knows no nearest.
+        ValueError: If there is no such start, or the gate has no distances.
     """
-    start = task.init_from or default
-    if start not in _STARTS and start not in known:
+    start = _checked_start(task, init_from, earlier, gate)
+    known: Any = gate
+    if not earlier or start == 'base':
+        return {}
+    if start == 'fused':
+        return known.neighbours(embed())
+    if start == 'nearest':
+        start = known.nearest(embed())
+    elif start == 'previous':
+        start = earlier[-1]
+    return {start: 1.0}
+
+
+def _checked_start(task: Task, init_from: str, earlier: Sequence[str],
+                   gate: BaseGate) -> str:
+    start = task.init_from or init_from
+    if start not in _STARTS and start not in earlier:
         raise ValueError(
             f'init_from of task {task.name!r} must be one of {_STARTS} '
-            f'or an earlier task {tuple(known)}, got {start!r}')
-    if known and start in _ASKED and not hasattr(gate, _ASKED[start]):
+            f'or an earlier task {tuple(earlier)}, got {start!r}')
+    by_distance = start in ('nearest', 'fused')
+    if earlier and by_distance and not hasattr(gate, 'nearest'):
         raise ValueError(
             f'init_from={start!r} asks the gate for distances, which '
             f'{type(gate).__name__} has not: use PrototypeGate, '
             "or init_from='previous'")
+    return start
 
 
-def start_of(task: Task, default: str, known: Sequence[str],
-             nearest: Callable[[], str],
-             neighbours: Callable[[], Start]) -> Optional[Start]:
-    """The experts that a task starts from when tasks come one by one.
+def children(name: str, origins: Mapping[str, Mapping[str, Any]]) -> Set[str]:
+    """Experts that started from this one, or from one that did.
 
-    Args:
-        task (Task): The task.
-        default (str): For a task that names no ``init_from``: 'base',
-            'previous', 'nearest', 'fused' or an earlier task.
-        known (Sequence[str]): The tasks before it, in order.
-        nearest (Callable): Gives the nearest of those.
-        neighbours (Callable): Gives the nearest ones and their weights.
-
-    Returns:
-        dict[str, float] | None: Weights, of sum 1, of earlier tasks; None
-        for the base.
+    Origins say by the checksums of weights what an expert is and which ones
+    it ``started_from``, so that it may be renamed.
     """
-    start = task.init_from or default
-    if not known or start == 'base':
-        return None
-    if start == 'fused':
-        return neighbours()
-    if start == 'previous':
-        start = known[-1]
-    return {nearest() if start == 'nearest' else start: 1.0}
+    line = {origins[name].get('weights_sha256')} - {None}
+    found: Set[str] = set()
+    # parents are learned first, but need not be added first
+    while True:
+        more = {
+            other
+            for other, origin in origins.items()
+            if other not in found and other != name
+            and line.intersection(origin['started_from'].values())
+        }
+        if not more:
+            return found
+        found |= more
+        line.update(origins[other].get('weights_sha256') for other in more)
 
 
-if TYPE_CHECKING:
-    pass
+def child_weights(names: Sequence[str], origins: Mapping[str, Any],
+                  classes: Sequence[Any], distances_EE: Tensor,
+                  temperature: float) -> Tensor:
+    """(E, E) weights of what stands for each expert: itself, its children.
 
-
-def embed_images(model: 'ExpertSegmentor',
-                 loader: Iterable[dict],
-                 num_views: Optional[int] = None) -> Tensor:
-    """Embed every image of a loader with the frozen base.
-
-    However many processes share the images, the rows and their order are
-    those of a single process, and so is all that a gate makes of them. The
-    random state stays as it was. Where more looks than one are wanted,
-    disturbed copies are embedded as well.
-
-    Args:
-        model (ExpertSegmentor): Whose preprocessor, base, embedder and gate.
-        loader (Iterable[dict]): Batches of test-pipeline images, those of
-            this process only.
-        num_views (int, optional): L, at each image, see
-            :meth:`BaseGate.fit`. Defaults to None: as the model's gate
-            wants.
-
-    Returns:
-        Tensor: (N, D) on the CPU, or (N, L, D) for several looks; the images
-        of all processes.
+    ``w_ij = softmax_j(-d_ij / (d_ii T))`` with the root mean squared distance
+    ``d_ij`` of expert i's training images to expert j. A child went on
+    training the weights of its parent; the line between them passes through
+    models that are better for the parent's images than where it stopped, as
+    long as the child's domain is near. Children of other classes are left
+    out.
     """
-    count = model.gate.num_views if num_views is None else num_views
-    with _random_state_kept():
-        parts = [_embed(model, batch, count) for batch in loader]
-    # of a small dataset, the last processes have no image
-    mine = torch.cat(parts) if parts else None
-    shares: List[List[Tensor]] = [[] if share is None else list(share)
-                                  for share in all_gather_object(mine)]
-    return torch.stack(interleave(shares))
+    weights_EE = torch.eye(len(names), dtype=distances_EE.dtype)
+    for row, name in enumerate(names):
+        later = children(name, origins)
+        columns = [row] + [
+            i for i, other in enumerate(names)
+            if other in later and classes[i] == classes[row]
+        ]
+        near = distances_EE[row, columns]
+        # of equal images nothing else is as near
+        if near[0] > 0:
+            scores = -near / (near[0] * temperature)
+            weights_EE[row, columns] = scores.softmax(0)
+    return weights_EE
 
 
-def check_embedder(model: 'ExpertSegmentor', loader: Iterable[dict]) -> None:
-    """Show one batch of this process to embedder and gate.
+@MODELS.register_module()
+class ExpertSegmentor(ContinualSegmentor):
+    """Mixture of Incremental LoRA Experts (MILE, arXiv 2605.03555).
 
-    Raises:
-        ValueError: If one of them could not work with the images.
-    """
-    with _random_state_kept():
-        for batch in islice(loader, 1):
-            model.gate.check_embeddings(_embed(model, batch, 1))
-
-
-def prepared_views(model: 'ExpertSegmentor', batch: dict,
-                   count: int) -> List[Tensor]:
-    """Images of a batch, then disturbed copies of them, as the base sees them.
-
-    Args:
-        model (ExpertSegmentor): Whose preprocessor.
-        batch (dict): B images.
-        count (int): L, looks at each image.
-
-    Returns:
-        list[Tensor]: L of (B, C, H, W).
-    """
-    return [
-        model.data_preprocessor(look, False)['inputs']
-        for look in augmented_views(batch, count)
-    ]
-
-
-@torch.no_grad()
-def embed_views(model: 'ExpertSegmentor', embedder: Any,
-                looks: Sequence[Tensor]) -> Tensor:
-    """Embed what :func:`prepared_views` gave.
-
-    Args:
-        model (ExpertSegmentor): Whose frozen base.
-        embedder (Any): The model's, or another one.
-        looks (Sequence[Tensor]): L of (B, C, H, W).
-
-    Returns:
-        Tensor: (B, D) on the CPU, or (B, L, D) for several looks.
-    """
-    found = [embedder(model.backbone, images).cpu() for images in looks]
-    return found[0] if len(found) == 1 else torch.stack(found, 1)
-
-
-def _embed(model: 'ExpertSegmentor', batch: dict, num_views: int) -> Tensor:
-    return embed_views(model, model.embedder,
-                       prepared_views(model, batch, num_views))
-
-
-def _random_state_kept() -> ContextManager[None]:
-    # a loader draws a seed whenever it starts; how often images are looked
-    # at must not change what is learned afterwards
-    return torch.random.fork_rng(devices=[])
-
-
-if TYPE_CHECKING:
-    pass
-
-# Shape legend: n images, C classes, h x w grid of the logits
-
-
-def decode_late(model: 'RoutedSegmentor', predicted: PredictedSamples,
-                inputs: Tensor, routing: Routing,
-                indices: Sequence[int]) -> None:
-    """Write predictions of images, one forward per expert of a mixture.
-
-    ``p = sum_i w_i softmax(z_i)`` over the experts that share the classes of
-    the heaviest one, at the resolution of the head; ``log p`` stands for
-    the logits.
-
-    Args:
-        model (RoutedSegmentor): Its backbone and heads.
-        predicted (PredictedSamples): Of the whole batch.
-        inputs (Tensor): (B, C, H, W), all of the batch.
-        routing (Routing): Of the batch.
-        indices (Sequence[int]): The images to write.
-    """
-    metas = predicted.metas()
-    chosen = routing.take(indices)
-    for mixture, own in chosen.groups():
-        places = [indices[i] for i in own]
-        logits, head = _averaged(model, inputs[places],
-                                 [metas[i] for i in places], mixture)
-        predicted.write(places, logits, head)
-
-
-def _averaged(model: 'RoutedSegmentor', inputs: Tensor,
-              metas: List[Dict[str, Any]], mixture: Mapping[str,
-                                                            float]) -> Any:
-    """(n, C, h, w) log-probabilities, and a head to resize them."""
-    total: Optional[Tensor] = None
-    head: Any = None
-    for name, weight in model.heads.fusable(mixture).items():
-        decoder = Decoder(
-            partial(model.heads.fused, {name: 1.0}, model.device),
-            range(len(inputs)))
-        with model.backbone.using(name):
-            (logits, head), = model.decode(inputs, metas, [decoder])
-        part = weight * _probabilities(logits)
-        total = part if total is None else total + part
-    assert total is not None
-    return _logits(total), head
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
-
-
-def _logits(probabilities: Tensor) -> Tensor:
-    tiny = torch.finfo(probabilities.dtype).tiny
-    if probabilities.shape[1] == 1:
-        return probabilities.logit(eps=1e-7)
-    return probabilities.clamp_min(tiny).log()
-
-
-_FUSIONS = ('weights', 'logits')
-
-
-class RoutedSegmentor(ContinualSegmentor):
-    """A frozen base, experts, and a gate that chooses them image by image.
+    An expert is an adapter of the frozen base, a decode head, and the gate's
+    prototypes of its task. Earlier experts are never touched, so nothing is
+    forgotten; only the gate can err.
 
     Args:
         backbone (dict): Config of a ``LoRAExpertBackbone``.
         decode_head (dict): Template of the experts' heads.
         gate (dict): Config of the gate.
         embedder (dict): Config of the gate's embedder.
+        init_from (str): Where a new expert starts: 'base' (the paper's
+            setting), 'previous', 'nearest' (the expert whose prototypes lie
+            nearest to the new images), 'fused' (the nearest ones, weighted
+            as SemLA weighs them and cut to the rank) or the name of a task.
+            Defaults to 'base'.
         fusion (str): How the experts of a mixture become one prediction.
             'weights': their updates of the base are summed with the
             weights, and heads of one kind are averaged. 'logits': each
@@ -297,9 +166,10 @@ class RoutedSegmentor(ContinualSegmentor):
             of :func:`nearest_weights`; 'base': it gets no expert;
             'abstain': it gets no prediction, its label map is 255
             throughout. Defaults to 'nearest'.
-        child_averaging (float, optional): Where the gate chooses one
-            expert, mix in those that started from it, see
-            :func:`child_mixtures`. Defaults to None: not.
+        child_averaging (float, optional): Temperature T at which the
+            children of an expert, those that started from it, are mixed in
+            where the gate chooses it alone, see :func:`child_weights`.
+            Defaults to None: not.
         **kwargs: As in :class:`ContinualSegmentor`.
 
     Raises:
@@ -307,11 +177,15 @@ class RoutedSegmentor(ContinualSegmentor):
             of range.
     """
 
+    METHOD = 'MILE'
+    supports_parallel = True
+
     def __init__(self,
                  backbone: Dict[str, Any],
                  decode_head: Dict[str, Any],
                  gate: Dict[str, Any],
                  embedder: Dict[str, Any],
+                 init_from: str = 'base',
                  fusion: str = 'weights',
                  ood_policy: str = 'nearest',
                  child_averaging: Optional[float] = None,
@@ -325,57 +199,160 @@ class RoutedSegmentor(ContinualSegmentor):
         if fusion not in _FUSIONS:
             raise ValueError(f'model.fusion must be one of {_FUSIONS}, got '
                              f'{fusion!r}')
-        self.fusion = fusion
-        self.ood_policy = check_ood_policy(ood_policy)
         self.gate: BaseGate = TASK_UTILS.build(gate)
         self.embedder = TASK_UTILS.build(embedder)
         if hasattr(self.embedder, 'bind_preprocessor'):
             # a network of its own wants another normalisation
             self.embedder.bind_preprocessor(self.data_preprocessor)
+        if child_averaging is not None and not child_averaging > 0:
+            raise ValueError('model.child_averaging must be > 0 or None, got '
+                             f'{child_averaging}')
+        if child_averaging and not isinstance(self.gate, PrototypeGate):
+            raise ValueError(
+                'model.child_averaging weighs experts by distances, which '
+                f'{type(self.gate).__name__} has not: use PrototypeGate, or '
+                'leave it out')
+        self.init_from = init_from
+        self.fusion = fusion
+        self.ood_policy = check_ood_policy(ood_policy)
+        self.child_averaging = child_averaging
         self.heads = ExpertHeads(self.backbone.experts.cache)
-        self.lineage = Lineage()
-        self.child_averaging = self._checked(child_averaging)
-        # mixtures of descendants, and the gate and experts they hold for
-        self._mixtures: Tuple[Any, Tuple[str, ...], Dict] = (None, (), {})
+        self.origins: Dict[str, Dict[str, Any]] = {}
+        # weights of children, and the gate and experts that they hold for
+        self._children: Tuple[Any, Tuple[str, ...], Any] = (None, (), None)
+        self._embeddings: Optional[Tensor] = None
 
     @property
     def expert_names(self) -> Tuple[str, ...]:
         """tuple[str]: Experts in the order in which they were learned."""
         return self.heads.names
 
-    def predict(self,
-                inputs: Tensor,
-                data_samples: Optional[list] = None) -> list:
-        """Route each image, then predict images of one mixture together.
+    # -- learning --------------------------------------------------------
+
+    def check_stream(self, tasks: Sequence[Task]) -> None:
+        """See :meth:`ContinualSegmentor.check_stream`."""
+        super().check_stream(tasks)
+        for index, task in enumerate(() if self.reuses_experts else tasks):
+            _checked_start(task, self.init_from,
+                           [t.name for t in tasks[:index]], self.gate)
+
+    def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """A new expert, started from the base or from earlier ones."""
+        source = initial_experts(task, self.init_from, self.expert_names,
+                                 self.gate, partial(self._embed_task, loader))
+        first = not self.expert_names
+        if first and self.gate.needs_embeddings:
+            # an embedder that does not fit must not show after the training
+            with torch.random.fork_rng(devices=[]):
+                for batch in islice(loader, 1):
+                    self.gate.check_embeddings(self.embed_views(batch))
+        self.backbone.add_expert(task.name, source or None)
+        head = self.new_head(task.num_classes)
+        if source:
+            copy_matching(head, self.heads.fused_state(source), task.classes,
+                          self.heads.labels(heaviest(source)).classes)
+        # not before the new head is drawn: reading a head may build a module
+        self.origins[task.name] = dict(started_from={
+            n: weights_checksum(self._weights(n))
+            for n in source
+        })
+        self.set_decode_head(head, task.classes, task.palette)
+        self.renew_auxiliary_heads(task.num_classes)
+        if first and self.backbone.base_training == 'first_task':
+            self.backbone.train_base()
+        else:
+            self.backbone.train_expert(task.name)
+
+    def end_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """Freeze the expert and fit its prototypes."""
+        self.backbone.finish_training()
+        self.drop_auxiliary_heads()
+        self.heads.keep(task, self.decode_head,
+                        head_config(self.head_template, task.num_classes))
+        self.origins[task.name]['weights_sha256'] = weights_checksum(
+            self._weights(task.name))
+        self._fit_gate(task, loader)
+
+    def reuse_expert(self, task: Task, loader: Iterable[dict],
+                     expert: Expert) -> None:
+        """See :meth:`ContinualSegmentor.reuse_expert`.
+
+        The gate learns the task anew from the images.
+
+        Raises:
+            ValueError: If the expert is of another base, or its adapter is
+                not what the config would train.
+        """
+        self.backbone.load_experts([expert])
+        self.backbone.check_settings(task.name)
+        self.heads.add(expert, self.device)
+        self.origins[task.name] = _origin(expert)
+        self._fit_gate(task, loader)
+
+    def _fit_gate(self, task: Task, loader: Iterable[dict]) -> None:
+        if self._embeddings is None and self.gate.needs_embeddings:
+            self._embed_task(loader)
+        self.gate.fit(task.name, self._embeddings)
+        self._embeddings = None
+
+    def _embed_task(self, loader: Iterable[dict]) -> Tensor:
+        # a start from the nearest asks for what the gate learns from later
+        self._embeddings = self.embed_images(loader)
+        return self._embeddings
+
+    def embed_images(self,
+                     loader: Iterable[dict],
+                     num_views: Optional[int] = None) -> Tensor:
+        """Embed every image of a loader with the frozen base.
+
+        However many processes share the images, rows and their order are
+        those of a single process. The random state stays as it was.
 
         Args:
-            inputs (Tensor): (B, C, H, W), normalised.
-            data_samples (list[SegDataSample], optional): Of the B images.
-                Defaults to None.
+            loader (Iterable[dict]): Batches of test-pipeline images, those
+                of this process only: r, r + W, ... for process r of W.
+            num_views (int, optional): L, see :meth:`BaseGate.fit`. Defaults
+                to None: as the gate wants.
 
         Returns:
-            list[SegDataSample]: mmseg's fields, and in the metainfo what
-            :func:`routing_info` says. Label maps are in the classes of the
-            heaviest expert, without any of the one that lent its head.
+            Tensor: (N, D) on the CPU, or (N, L, D) for several views.
         """
-        routing = self.route(inputs, data_samples)
-        predicted = PredictedSamples(inputs, data_samples, self.keep_logits)
-        speakers = [self._speaker(routing, i) for i in range(len(routing))]
-        together, alone, silent = _by_kind(routing)
-        predicted.abstain(silent)
-        for name in dict.fromkeys(speakers[i] for i in alone):
-            self._decode_base(predicted, inputs, name,
-                              [i for i in alone if speakers[i] == name])
-        late = [i for i in together if self._is_late(routing, i)]
-        if late:
-            decode_late(self, predicted, inputs, routing, late)
-        merged = [i for i in together if i not in late]
-        if merged:
-            self._decode_merged(predicted, inputs, routing, merged)
-        for index, sample in enumerate(predicted.samples):
-            labels = self.heads.labels(speakers[index])
-            sample.set_metainfo(routing_info(routing, index, labels))
-        return predicted.samples
+        count = self.gate.num_views if num_views is None else num_views
+        # a loader draws a seed whenever it starts, which must not change what
+        # is learned afterwards
+        with torch.random.fork_rng(devices=[]):
+            parts = [self.embed_views(batch, count) for batch in loader]
+        # of a small dataset, the last processes have no image
+        shares = all_gather_object(torch.cat(parts) if parts else ())
+        return torch.stack([
+            row for turn in zip_longest(*shares) for row in turn
+            if row is not None
+        ])
+
+    @torch.no_grad()
+    def embed_views(self,
+                    batch: dict,
+                    num_views: int = 1,
+                    embedder: Any = None) -> Tensor:
+        """Embed images and augmented views of them with the frozen base.
+
+        Args:
+            batch (dict): B images of the test pipeline.
+            num_views (int): L. Defaults to 1: the images alone.
+            embedder (Any, optional): Defaults to None: the model's.
+
+        Returns:
+            Tensor: (B, D) on the CPU, or (B, L, D) for several views.
+        """
+        embedder = embedder or self.embedder
+        found = [
+            embedder(self.backbone,
+                     self.data_preprocessor(view, False)['inputs']).cpu()
+            for view in augmented_views(batch, num_views)
+        ]
+        return found[0] if num_views == 1 else torch.stack(found, 1)
+
+    # -- routing ---------------------------------------------------------
 
     def route(self,
               inputs: Tensor,
@@ -384,21 +361,30 @@ class RoutedSegmentor(ContinualSegmentor):
 
         Args:
             inputs (Tensor): (B, C, H, W), normalised.
-            data_samples (list[SegDataSample], optional): Carry the true task
-                as metainfo 'task' where it is known; only the oracle looks.
-
-        Returns:
-            Routing: For the B images.
+            data_samples (list[SegDataSample], optional): Name the true
+                ``task`` where it is known; only the oracle looks.
         """
-        tasks = [s.metainfo.get('task') for s in data_samples
-                 ] if data_samples else [None] * len(inputs)
+        samples = data_samples or blank_samples(inputs)
         embeddings = self.embedder(
             self.backbone, inputs) if self.gate.needs_embeddings else None
-        routing = self.gate.route(embeddings, tasks)
-        if (self.child_averaging is not None
-                and isinstance(self.gate, PrototypeGate)):
-            routing = mixed(routing, self._child_mixtures(self.gate))
+        routing = self.gate.route(embeddings, [s.get('task') for s in samples])
+        if self.child_averaging and isinstance(self.gate, PrototypeGate):
+            routing = self._with_children(routing, self.gate)
         return apply_ood_policy(routing, self.ood_policy)
+
+    def _with_children(self, routing: Routing, gate: PrototypeGate) -> Routing:
+        """The routing, children mixed in where one expert was chosen."""
+        names = routing.expert_names
+        if self._children[:2] != (gate, names):
+            assert self.child_averaging is not None
+            classes = [self.heads.labels(name).classes for name in names]
+            table = child_weights(names, self.origins, classes,
+                                  gate.mean_distances(), self.child_averaging)
+            self._children = (gate, names, table)
+        weights = routing.weights.clone()
+        single = (weights > 0).sum(1) == 1
+        weights[single] = weights[single] @ self._children[2].to(weights)
+        return replace(routing, weights=weights)
 
     @contextlib.contextmanager
     def forced(self, expert: str) -> Iterator[None]:
@@ -418,218 +404,107 @@ class RoutedSegmentor(ContinualSegmentor):
         finally:
             self.gate = previous
 
-    @contextlib.contextmanager
-    def without(self, names: Sequence[str]) -> Iterator[None]:
-        """Route inside the block as if some experts had not been learned.
+    # -- predicting ------------------------------------------------------
 
-        Raises:
-            ValueError: If one is unknown to the gate, or none is left.
+    def predict(self,
+                inputs: Tensor,
+                data_samples: Optional[list] = None) -> list:
+        """Route each image, then predict images of one mixture together.
+
+        Returns:
+            list[SegDataSample]: mmseg's fields, and in the metainfo
+            ``expert``, the heaviest one, None for the base alone and for no
+            prediction; ``head_expert``, whose head it has, and the
+            ``classes`` and ``palette`` of that; ``mixture``, weights above
+            zero; ``distances`` per expert; ``ood``, and ``ood_score``, None
+            where the gate has none; ``abstained``, True for no prediction.
         """
-        gate = copy.deepcopy(self.gate)
-        for name in names:
-            gate.remove(name)
-        if not gate.expert_names:
-            raise ValueError('no expert is left to predict with: leave one '
-                             f'of {list(names)}')
-        with self.gated(gate):
-            yield
+        samples = data_samples or blank_samples(inputs)
+        routing = self.route(inputs, samples)
+        groups: Dict[Any, List[int]] = {}
+        for index, sample in enumerate(samples):
+            info = self._routing_info(routing, index)
+            sample.set_metainfo(info)
+            if info['abstained']:
+                abstain(sample, self.device)
+                continue
+            shares = tuple(info['mixture'].items())
+            late = len(shares) > 1 and (self.fusion == 'logits'
+                                        or self.ood_policy == 'fuse'
+                                        and info['ood'])
+            key = shares, info['head_expert'], late
+            groups.setdefault(key, []).append(index)
+        for (shares, expert, late), indices in groups.items():
+            most = self.images_per_forward(samples[indices[0]])
+            for start in range(0, len(indices), most):
+                part = indices[start:start + most]
+                images = inputs if len(part) == len(samples) else inputs[part]
+                self.predict_mixture(images, [samples[i] for i in part],
+                                     dict(shares), expert, late)
+        return samples
 
-    def _checked(self, temperature: Optional[float]) -> Optional[float]:
-        if temperature is None:
-            return None
-        if not temperature > 0:
-            raise ValueError('model.child_averaging must be > 0 or '
-                             f'None, got {temperature}')
-        if not isinstance(self.gate, PrototypeGate):
-            raise ValueError(
-                'model.child_averaging weighs experts by distances, '
-                f'which {type(self.gate).__name__} has not: use '
-                'PrototypeGate, or leave it out')
-        return temperature
+    def _routing_info(self, routing: Routing, index: int) -> Dict[str, Any]:
+        """Metainfo of the prediction for one image of a batch."""
+        mixture = routing.mixture(index)
+        head_expert = heaviest(mixture) if mixture else self._base_head(
+            routing, index)
+        classes, palette = self.heads.labels(head_expert)
+        distances = routing.distances[index].tolist()
+        score, abstains = routing.ood_score, routing.abstains
+        return dict(
+            expert=head_expert if mixture else None,
+            head_expert=head_expert,
+            classes=classes,
+            palette=palette,
+            mixture=mixture,
+            distances=dict(zip(routing.expert_names, distances)),
+            ood=bool(routing.ood[index]),
+            ood_score=None if score is None else float(score[index]),
+            abstained=abstains is not None and bool(abstains[index]))
 
-    def _child_mixtures(self, gate: PrototypeGate) -> Dict[str, Dict]:
-        """Made once for a set of experts."""
-        names = gate.expert_names
-        if self._mixtures[0] is not gate or self._mixtures[1] != names:
-            assert self.child_averaging is not None
-            mixtures = child_mixtures(
-                self.lineage, names, gate.mean_distances(),
-                self.child_averaging,
-                {n: self.heads.labels(n).classes
-                 for n in names})
-            self._mixtures = (gate, names, mixtures)
-        return self._mixtures[2]
-
-    def _is_late(self, routing: Routing, index: int) -> bool:
-        """Whether the experts of an image predict one by one.
-
-        Experts that did not start from one another gain from it: their
-        heads were drawn apart, and a mean of weights is no head.
-        """
-        return self.fusion == 'logits' or (self.ood_policy == 'fuse'
-                                           and bool(routing.ood[index]))
-
-    def _speaker(self, routing: Routing, index: int) -> str:
-        """The expert in whose classes an image is labelled."""
+    def _base_head(self, routing: Routing, index: int) -> str:
+        """The expert whose head the base gets for an image."""
         first = self.expert_names[0]
-        if (not routing.weights[index].any() and first in routing.expert_names
-                and self.backbone.base_training == 'first_task'):
+        if (self.backbone.base_training == 'first_task'
+                and first in routing.expert_names):
             # its head was trained with the base itself
             return first
         return routing.top_expert(index)
 
-    def _decode_merged(self, predicted: PredictedSamples, inputs: Tensor,
-                       routing: Routing, indices: Sequence[int]) -> None:
-        chosen = routing.take(indices)
-        for groups in self.backbone.passes(chosen, inputs[indices]):
-            where = [i for _, own in groups for i in own]
-            decoders: List[Decoder] = []
-            for mixture, own in groups:
-                first = sum(len(d.indices) for d in decoders)
-                decoders.append(
-                    Decoder(
-                        self._head_of(mixture), range(first,
-                                                      first + len(own))))
-            with self.backbone.using(chosen.take(where)):
-                places = [indices[i] for i in where]
-                self.decode_into(predicted, inputs[places], decoders, places)
-
-    def _decode_base(self, predicted: PredictedSamples, inputs: Tensor,
-                     speaker: str, indices: List[int]) -> None:
-        head = self._head_of({speaker: 1.0})
-        with self.backbone.base():
-            self.decode_into(predicted, inputs[indices],
-                             [Decoder(head, range(len(indices)))], indices)
-
-    def _head_of(self, mixture: Mapping[str,
-                                        float]) -> Callable[[], nn.Module]:
-        return partial(self.heads.fused, mixture, self.device)
-
-
-def _by_kind(routing: Routing) -> Tuple[List[int], List[int], List[int]]:
-    """Images with experts, those for the base alone, those without label."""
-    together: List[int] = []
-    alone: List[int] = []
-    silent: List[int] = []
-    for index in range(len(routing)):
-        if routing.abstains is not None and routing.abstains[index]:
-            silent.append(index)
-        elif routing.weights[index].any():
-            together.append(index)
-        else:
-            alone.append(index)
-    return together, alone, silent
-
-
-@MODELS.register_module()
-class ExpertSegmentor(RoutedSegmentor):
-    """Mixture of Incremental LoRA Experts (MILE, arXiv 2605.03555).
-
-    An expert is an adapter of the frozen base, a decode head, and the gate's
-    prototypes of its task. Earlier experts are never touched, so nothing is
-    forgotten; only the gate can err.
-
-    Args:
-        init_from (str): Where a new expert starts: 'base' (the paper's
-            setting), 'previous', 'nearest' (the expert whose prototypes lie
-            nearest to the new images), 'fused' (the nearest ones, weighted
-            as SemLA weighs them and cut to the rank) or the name of a task.
-            Defaults to 'nearest'.
-        **kwargs: As in :class:`RoutedSegmentor`.
-
-    Raises:
-        ValueError: If the backbone holds no experts, or an argument is out
-            of range.
-    """
-
-    METHOD = 'MILE'
-    #: Whether every expert will be taken over by :meth:`reuse_expert`, so that
-    #: none starts from another one.
-    reuses_experts = False
-
-    def __init__(self,
-                 *args: Any,
-                 init_from: str = 'nearest',
-                 **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.init_from = init_from
-        self._embeddings: Optional[Tensor] = None
-
-    # -- learning --------------------------------------------------------
-
-    def check_stream(self, tasks: Sequence[Task]) -> None:
-        """See :meth:`ContinualSegmentor.check_stream`."""
-        super().check_stream(tasks)
-        for index, task in enumerate(() if self.reuses_experts else tasks):
-            check_start(task, self.init_from, [t.name for t in tasks[:index]],
-                        self.gate)
-
-    def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
-        """A new expert, started from the base or from an earlier one."""
-        source = self._start_of(task, loader)
-        first = not self.expert_names
-        if first and self.gate.needs_embeddings:
-            # an embedder that does not fit must not show after the training
-            check_embedder(self, loader)
-        self.backbone.add_expert(task.name, source)
-        self.lineage.begin(task.name, source)
-        head = self.new_head(task.num_classes)
-        if source is not None:
-            copy_matching(head, self.heads.fused_state(source), task.classes,
-                          self.heads.labels(heaviest(source)).classes)
-        self.set_decode_head(head, task.classes, task.palette)
-        self.renew_auxiliary_heads(task.num_classes)
-        if first and self.backbone.base_training == 'first_task':
-            self.backbone.train_base()
-        else:
-            self.backbone.train_expert(task.name)
-
-    def end_task(self, task: Task, loader: Iterable[dict]) -> None:
-        """Freeze the expert and fit its prototypes."""
-        self.backbone.finish_training()
-        self.drop_auxiliary_heads()
-        self.heads.keep(task, self.decode_head,
-                        head_config(self.head_template, task.num_classes))
-        self._fit_gate(task, loader)
-
-    def reuse_expert(self, task: Task, loader: Iterable[dict],
-                     expert: StoredExpert) -> None:
-        """Take over a finished expert; the gate learns the task anew.
+    def predict_mixture(self,
+                        inputs: Tensor,
+                        samples: list,
+                        mixture: Mapping[str, float],
+                        head_expert: str,
+                        late: bool = False,
+                        fuse_heads: bool = True) -> None:
+        """Predict images with one mixture of experts.
 
         Args:
-            task (Task): The task.
-            loader (Iterable[dict]): Its training images through the test
-                pipeline.
-            expert (StoredExpert): Its prototypes are not looked at.
-
-        Raises:
-            ValueError: If it is of another base, or its adapter is not what
-                the config would train.
+            inputs (Tensor): (n, C, H, W), normalised.
+            samples (list[SegDataSample]): Of the n images; get the result.
+            mixture (Mapping[str, float]): Weights of sum 1; {} for the base.
+            head_expert (str): Whose head the base gets.
+            late (bool): Whether each expert predicts alone: ``p = sum_i w_i
+                softmax(z_i)`` over those that share the classes of the
+                heaviest one, at the resolution of the head; ``log p`` stands
+                for the logits. Defaults to False.
+            fuse_heads (bool): Whether heads are averaged, instead of taking
+                that of ``head_expert``. Defaults to True.
         """
-        self.backbone.load_experts([expert])
-        self.backbone.check_settings(task.name)
-        self.heads.add(expert, self.device)
-        self.lineage.add(task.name, expert.provenance)
-        self._fit_gate(task, loader)
-
-    def _fit_gate(self, task: Task, loader: Iterable[dict]) -> None:
-        if self._embeddings is None and self.gate.needs_embeddings:
-            self._embeddings = embed_images(self, loader)
-        self.gate.fit(task.name, self._embeddings)
-        self._embeddings = None
-
-    def _start_of(self, task: Task, loader: Iterable[dict]) -> Optional[Start]:
-        """The experts that the new one starts from, or None for the base."""
-        check_start(task, self.init_from, self.expert_names, self.gate)
-        gate: Any = self.gate
-        return start_of(task, self.init_from, self.expert_names,
-                        lambda: gate.nearest(self._embedded(loader)),
-                        lambda: gate.neighbours(self._embedded(loader)))
-
-    def _embedded(self, loader: Iterable[dict]) -> Tensor:
-        # the gate learns from them once the task has ended
-        self._embeddings = embed_images(self, loader)
-        return self._embeddings
+        metas = [sample.metainfo for sample in samples]
+        average: Any = 0
+        alone = self.heads.fusable(mixture) if late else {}
+        for name, weight in alone.items():
+            head = self.heads.fused({name: 1.0}, self.device)
+            with self.backbone.using(name), self.decoding_with(head):
+                average += weight * _probabilities(
+                    self.inference(inputs, metas))
+        heads = mixture if mixture and fuse_heads else {head_expert: 1.0}
+        head = self.heads.fused(heads, self.device)
+        with self.backbone.using(mixture), self.decoding_with(head):
+            logits = _log(average) if late else self.inference(inputs, metas)
+            self.postprocess_result(logits, samples)
 
     # -- keeping ---------------------------------------------------------
 
@@ -637,26 +512,28 @@ class ExpertSegmentor(RoutedSegmentor):
                       name: str,
                       provenance: Optional[Dict[str, Any]] = None) -> Expert:
         """Everything that the expert ``name`` consists of."""
-        adapter, head = self.backbone.experts[name], self.heads[name]
+        head, weights = self.heads[name], self._weights(name)
+        origin = dict(
+            self.origins[name], weights_sha256=weights_checksum(weights))
         return Expert(
             name=name,
             classes=head.classes,
             palette=head.palette,
-            lora_config=self.backbone.lora_config,
-            lora=adapter.lora,
-            norm=adapter.norm,
-            head=head.state,
-            head_config=head.config,
-            prototypes=self.gate.state(name),
+            parts=dict(weights, prototypes=self.gate.state(name)),
+            configs=dict(adapter=self.backbone.lora_config, head=head.config),
             base_fingerprint=self.backbone.fingerprint(),
-            provenance=dict(provenance or {}, **self.lineage.provenance(name)))
+            provenance=dict(provenance or {}, **origin))
 
-    def import_expert(self, expert: Union[Expert, StoredExpert]) -> None:
+    def _weights(self, name: str) -> Dict[str, TensorDict]:
+        adapter = self.backbone.experts[name]
+        norm = dict(norm=adapter.norm) if adapter.norm else {}
+        return dict(adapter=adapter.lora, head=self.heads[name].state, **norm)
+
+    def import_expert(self, expert: Expert) -> None:
         """Make an expert routable; see :meth:`import_experts`."""
         self.import_experts([expert])
 
-    def import_experts(self, experts: Sequence[Union[Expert,
-                                                     StoredExpert]]) -> None:
+    def import_experts(self, experts: Sequence[Expert]) -> None:
         """Make experts routable; stored ones are read when first used.
 
         Raises:
@@ -665,8 +542,9 @@ class ExpertSegmentor(RoutedSegmentor):
         self.backbone.load_experts(experts)
         for expert in experts:
             self.heads.add(expert, self.device)
-            self.lineage.add(expert.name, expert.provenance)
-            self.gate.load_state(expert.name, expert.prototypes)
+            self.origins[expert.name] = _origin(expert)
+            self.gate.load_state(expert.name,
+                                 expert.parts.get('prototypes', {}))
 
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
@@ -695,10 +573,41 @@ class ExpertSegmentor(RoutedSegmentor):
         # one that was loaded from elsewhere is no cost of this library
         kept = [name for name in store.names if name in self.expert_names]
         return [
-            dict(task=e.name, bytes=store.num_bytes(e.name), **e.num_values())
-            for e in store.open(kept)
+            dict(
+                task=e.name,
+                bytes=store.num_bytes(e.name),
+                **_cost_of_parts(e.num_values())) for e in store.open(kept)
         ]
 
     def kept_state(self) -> Dict[str, Tensor]:
         """See :meth:`ContinualSegmentor.kept_state`: the base."""
         return self.backbone.state_dict()
+
+
+def _cost_of_parts(values: Mapping[str, int]) -> Dict[str, int]:
+    """Sizes of an expert under the names that ``results.json`` has."""
+    return dict(
+        lora_params=values.get('adapter', 0),
+        head_params=values.get('head', 0),
+        norm_params=values.get('norm', 0),
+        prototype_values=values.get('prototypes', 0))
+
+
+def _origin(expert: Expert) -> Dict[str, Any]:
+    """Of an expert of which nothing is known: no parents."""
+    origin = dict(started_from=dict(expert.provenance.get('started_from', {})))
+    if 'weights_sha256' in expert.provenance:
+        origin['weights_sha256'] = expert.provenance['weights_sha256']
+    return origin
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Logits of (B, C, h, w) probabilities."""
+    if probabilities.shape[1] == 1:
+        return probabilities.logit(eps=1e-7)
+    tiny = torch.finfo(probabilities.dtype).tiny
+    return probabilities.clamp_min(tiny).log()

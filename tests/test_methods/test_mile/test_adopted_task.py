@@ -76,11 +76,11 @@ def test_adopted_experts_are_kept_with_their_new_prototypes(
     mine = ExpertStore(tmp_path / 'mine')
     for name in STREAM:
         new, old = mine.load(name), store.load(name)
-        for part in ('lora', 'norm', 'head'):
-            got, wanted = getattr(new, part), getattr(old, part)
+        for part in ('adapter', 'norm', 'head'):
+            got, wanted = new.parts[part], old.parts[part]
             assert got and set(got) == set(wanted)
             assert all(torch.equal(got[k], wanted[k]) for k in got)
-        assert len(new.prototypes['counts']) == 2
+        assert len(new.parts['prototypes']['counts']) == 2
 
 
 def test_expert_of_another_base_is_refused(toys, store):

@@ -54,7 +54,8 @@ def test_unknown_expert_is_refused(learned, use):
 
 def test_stored_head_that_does_not_fit_is_refused(learned, fresh):
     expert = learned.export_expert('day')
-    expert.head = {k: v for k, v in expert.head.items() if 'seg' not in k}
+    head = expert.parts['head']
+    expert.parts['head'] = {k: v for k, v in head.items() if 'seg' not in k}
     with pytest.raises(
             ValueError, match="head of expert 'day' does not fit .*conv_seg"):
         fresh.heads.add(expert, CPU)
@@ -96,7 +97,7 @@ def test_head_of_a_changed_file_is_refused_when_it_speaks(stored, tmp_path):
 def test_reading_a_head_does_not_disturb_the_one_that_speaks(learned, stored):
     night = learned.heads.module('night', CPU)
     before = {k: v.clone() for k, v in night.state_dict().items()}
-    stored.head_config = learned.heads['night'].config
+    stored.configs['head'] = learned.heads['night'].config
     stored.classes = learned.heads['night'].classes
     learned.heads.add(stored, CPU)
     with pytest.raises(ValueError, match="'day' does not fit .*conv_seg"):

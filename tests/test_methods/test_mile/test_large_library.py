@@ -34,11 +34,13 @@ def library(learned_once, tmp_path_factory):
         patch.setattr('os.fsync', lambda descriptor: None)
         for index in range(NUM_EXPERTS):
             expert = experts[STREAM[index % 3]]
-            moved = dict(expert.prototypes)
+            moved = dict(expert.parts['prototypes'])
             moved['centroids'] = moved['centroids'] + 1e-3 * (index // 3)
             store.save(
                 dataclasses.replace(
-                    expert, name=expert_name(index), prototypes=moved))
+                    expert,
+                    name=expert_name(index),
+                    parts=dict(expert.parts, prototypes=moved)))
     yield folder
     shutil.rmtree(folder)
 

@@ -19,11 +19,11 @@ def lineage():
     """day -> night -> snow, day -> fog, and thermal from the base."""
     line = Lineage()
     for name, source in dict(
-            day=None,
-            night=dict(day=1.0),
-            fog=dict(day=1.0),
-            snow=dict(night=1.0),
-            thermal=None).items():
+            day={},
+            night=dict(day='of day'),
+            fog=dict(day='of day'),
+            snow=dict(night='of night'),
+            thermal={}).items():
         line.begin(name, source)
     return line
 
@@ -36,33 +36,33 @@ def test_descendants_are_children_and_theirs(lineage):
 
 
 def test_expert_of_several_is_a_child_of_each(lineage):
-    lineage.begin('both', dict(snow=.5, thermal=.5))
+    lineage.begin('both', dict(snow='of snow', thermal='of thermal'))
     assert lineage.children('thermal') == ['both']
     assert lineage.children('night') == ['snow', 'both']
 
 
 def test_expert_of_which_nothing_is_known_has_no_parents():
     line = Lineage()
-    line.begin('day', None)
+    line.begin('day', {})
     line.add('found', {})
     assert line.children('day') == []
-    assert line.provenance('found') == dict(
-        learned_as='found', started_from=[])
-    assert line.provenance('nobody') == {}
+    assert line.provenance('day') == dict(started_from={})
+    assert line.provenance('found') == {}
 
 
 def test_renamed_experts_still_know_each_other(lineage):
     again = Lineage()
     # in any order
     for name in ('snow', 'night', 'day'):
-        again.add('my_' + name, lineage.provenance(name))
+        again.add('my_' + name,
+                  dict(lineage.provenance(name), weights_sha256=f'of {name}'))
     assert again.children('my_day') == ['my_night', 'my_snow']
 
 
 def test_expert_that_is_its_own_ancestor_ends_the_search():
     line = Lineage()
-    line.add('a', dict(started_from=['b']))
-    line.add('b', dict(started_from=['a']))
+    line.add('a', dict(started_from=dict(b='1'), weights_sha256='0'))
+    line.add('b', dict(started_from=dict(a='0'), weights_sha256='1'))
     assert line.children('a') == ['b']
 
 
@@ -147,8 +147,8 @@ def test_start_from_the_nearest_is_recorded(toys):
     model = toys.model()
     for name in ('day', 'night', 'fog'):
         toys.learn(model, name, init_from='nearest')
-    provenance = model.export_expert('fog').provenance
-    assert provenance == dict(learned_as='fog', started_from=['day'])
+    day, fog = (model.export_expert(n).provenance for n in ('day', 'fog'))
+    assert fog['started_from'] == dict(day=day['weights_sha256'])
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
