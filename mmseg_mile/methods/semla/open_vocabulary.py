@@ -15,8 +15,8 @@ from mmseg.models.decode_heads import SideAdapterCLIPHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg.utils import MatchMasks
-from mmseg_mile.structures import Task
-from ..continual_segmentor import ContinualSegmentor, head_config
+from mmseg_mile.structures import Routing, Task
+from ..continual_segmentor import head_config
 from ..mile.expert_heads import ExpertHeads, LabelSpace
 from ..mile.expert_segmentor import ExpertSegmentor
 from .side_adapter_clip import provide_point_sample
@@ -49,6 +49,8 @@ _LOSSES = (dict(
                eps=1,
                loss_name='loss_mask_dice',
                loss_weight=5.0))
+# Stands for the expert where there is none: its head is the vocabulary's.
+_NOBODY = ''
 # Of hues, so that colours that follow each other differ.
 _GOLDEN = 0.618034
 
@@ -162,32 +164,23 @@ class OpenVocabularyExpertSegmentor(ExpertSegmentor):
         named.name_classes(self.texts.embed_classes(classes))
         super().set_decode_head(head, classes, palette)
 
-    def predict(self,
-                inputs: Tensor,
-                data_samples: Optional[list] = None) -> list:
-        """See :meth:`ExpertSegmentor.predict`.
+    def route(self,
+              inputs: Tensor,
+              data_samples: Optional[list] = None) -> Routing:
+        """See :meth:`ExpertSegmentor.route`.
 
         Where a vocabulary is given, the base predicts without any expert.
         """
-        labels = self.heads.vocabulary
-        if self.expert_names or labels is None:
-            return super().predict(inputs, data_samples)
-        self.set_decode_head(self.heads.fused({}, self.device), *labels)
-        with self.backbone.base():
-            samples = ContinualSegmentor.predict(self, inputs, data_samples)
-        for sample in samples:
-            sample.set_metainfo(
-                dict(
-                    expert=None,
-                    head_expert=None,
-                    classes=labels.classes,
-                    palette=labels.palette,
-                    mixture={},
-                    distances={},
-                    ood=False,
-                    ood_score=None,
-                    abstained=False))
-        return samples
+        if self.expert_names or self.heads.vocabulary is None:
+            return super().route(inputs, data_samples)
+        nothing = torch.zeros(len(inputs), 0)
+        return Routing((), nothing, nothing,
+                       torch.zeros(len(inputs), dtype=torch.bool))
+
+    def _base_head(self, routing: Routing, index: int) -> str:
+        if not self.expert_names:
+            return _NOBODY
+        return super()._base_head(routing, index)
 
 
 class OpenVocabularyHeads(ExpertHeads):
@@ -211,8 +204,11 @@ class OpenVocabularyHeads(ExpertHeads):
 
     def labels(self, name: str) -> LabelSpace:
         """See :meth:`ExpertHeads.labels`."""
-        own = super().labels(name)
-        return own if self.vocabulary is None else self.vocabulary
+        if self.vocabulary is None:
+            return super().labels(name)
+        if name != _NOBODY:
+            self._key(name)
+        return self.vocabulary
 
     def fusable(self, mixture: Mapping[str, float]) -> Dict[str, float]:
         """See :meth:`ExpertHeads.fusable`."""

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from tiny import DAY, NIGHT, TINY_MODEL, batch_of, learn_task, loader_of
 
 from mmseg.models import SegDataPreProcessor
@@ -175,15 +176,16 @@ def test_library_that_is_not_installed_is_named(monkeypatch, library, package):
 def segmentor(**options):
     """The tiny model with CLIP at its gate."""
     torch.manual_seed(0)
-    config = copy.deepcopy(TINY_MODEL)
-    config['backbone']['base_training'] = 'none'
-    config['embedder'] = dict(
+    config = ConfigDict(copy.deepcopy(TINY_MODEL))
+    config.backbone.base_training = 'none'
+    config.embedder = dict(
         dict(
             type='CLIPEmbedder',
             model='ViT-L-14',
             library='open_clip',
             pretrained='openai'), **options)
-    return MODELS.build(dict(config, gate=dict(type='SemLAGate', tau=1.0)))
+    config.gate = dict(type='SemLAGate', tau=1.0)
+    return MODELS.build(config)
 
 
 def test_images_go_to_their_experts_and_clip_is_no_part_of_them(asked):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from test_methods.test_semla import tiny_san
@@ -139,7 +140,7 @@ def build(**changes):
         test_cfg=dict(mode='whole'),
         init_from='base',
         keep_logits=True)
-    model = MODELS.build(copy.deepcopy({**config, **changes}))
+    model = MODELS.build(copy.deepcopy(ConfigDict({**config, **changes})))
     model.backbone.load_base(tiny_san.build_san().state_dict(), '')
     return model
 
