@@ -539,4 +539,7 @@ def load_model(
         ValueError: If a file is missing, broken or changed; names it.
     """
     stored = StoredExpert(folder)
+    if 'model' not in stored.parts:
+        raise ValueError(f'{folder} holds an expert, not a whole model: it '
+                         'is of another method, name another work dir')
     return stored.parts['model'], stored.classes, stored.palette
