@@ -34,9 +34,6 @@ ONNX_REQUIRES = ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20']
 # The gate's look at an image through CLIP: CLIPEmbedder.
 CLIP_REQUIRES = ['transformers>=5.0', 'pillow']
 
-# The page that predicts dropped images: tools/serve.py.
-SERVE_REQUIRES = ['gradio>=6.0']
-
 TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0'] + ONNX_REQUIRES
 
 # Learns the tasks of a stream on several machines: tools/train_experts.py.

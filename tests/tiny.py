@@ -176,7 +176,7 @@ def tiny_stream_config(tiny_data: Path,
                 checkpoint=dict(
                     type='CheckpointHook', by_epoch=False, interval=2)),
             randomness=dict(seed=3),
-            model=copy.deepcopy(TINY_MODEL),
+            model=dict(copy.deepcopy(TINY_MODEL), init_from='nearest'),
             train_dataloader=dict(
                 batch_size=2,
                 num_workers=0,

@@ -22,6 +22,7 @@ from mmengine.registry import init_default_scope
 from rich.progress import track
 
 from mmseg.structures import SegDataSample
+from mmseg_mile.files import locked
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import INDEX
 from mmseg_mile.visualization.overlay import (OOD_COLOUR, OPACITY, Caption,
@@ -30,7 +31,7 @@ from mmseg_mile.visualization.overlay import (OOD_COLOUR, OPACITY, Caption,
 from .images import ImageSource, Source, VideoFile, check_images, list_sources
 from .library_model import (build_model, change_config, choose_pipeline,
                             config_and_pipelines, known_experts)
-from .predictions import Prediction, PredictionFolder, locked
+from .predictions import Prediction, PredictionFolder
 
 
 class MILEInferencer:
@@ -410,7 +411,8 @@ def infer_images(inferencer: MILEInferencer,
     if not skip_broken:
         check_images(sources)
     report = InferenceReport()
-    with locked(root):
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root, wait=False):
         folder = PredictionFolder(root, inferencer.settings, overwrite)
         pending = folder.pending(sources)
         found = _infer_into(folder, inferencer, pending, batch_size,

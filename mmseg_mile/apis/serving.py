@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page, and an endpoint for programs, that predict images of anybody."""
+"""A web page and an endpoint that predict uploaded images."""
 from __future__ import annotations
 
 import base64
@@ -59,7 +59,7 @@ def build_page(inferencer: MILEInferencer) -> gradio.Blocks:
             title=f'Library of {len(names)} experts',
             analytics_enabled=False,
             delete_cache=CLEAN_UP) as page:
-        inputs, outputs = _lay_out(names, inferencer.expert)
+        inputs, outputs = _components(names, inferencer.expert)
         gradio.on([each.change for each in inputs],
                   show,
                   inputs,
@@ -70,8 +70,9 @@ def build_page(inferencer: MILEInferencer) -> gradio.Blocks:
     return page
 
 
-def _lay_out(names: Sequence[str], forced: Optional[str]) -> Tuple[List, List]:
-    """Add what is on the page; returns what one puts in and what comes out.
+def _components(names: Sequence[str],
+                forced: Optional[str]) -> Tuple[List, List]:
+    """Inputs and outputs of the page.
 
     Args:
         names (Sequence[str]): Experts to choose from.
@@ -107,7 +108,7 @@ def _lay_out(names: Sequence[str], forced: Optional[str]) -> Tuple[List, List]:
 
 
 def prediction_document(prediction: Prediction) -> Dict[str, Any]:
-    """All of a prediction as JSON can say it.
+    """Prediction as plain JSON values.
 
     Returns:
         dict: That of :meth:`Prediction.record`, and ``labels``: the label
@@ -120,7 +121,7 @@ def prediction_document(prediction: Prediction) -> Dict[str, Any]:
 
 
 def _predict(inferencer: MILEInferencer, path: str, expert: str) -> Prediction:
-    """Predict an upload; what is wrong with it is told to who sent it."""
+    """Prediction of an upload; its sender hears why there is none."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -97,10 +97,9 @@ class ContinualSegmentor(CoarseEncoderDecoder):
     """An encoder-decoder that learns one task after another.
 
     A method says what happens when a task begins and ends, and what it
-    leaves on disk; ``loss`` and ``predict`` are mmseg's. The other answers
-    stand for methods without experts. Every predicted ``SegDataSample``
-    says in its metainfo which label space it has: ``classes``, ``palette``,
-    and ``expert`` (None for methods without).
+    leaves on disk; the other answers stand for methods without experts.
+    Every predicted ``SegDataSample`` says in its metainfo which label space
+    it has: ``classes``, ``palette``, and ``expert`` (None without).
 
     Args:
         backbone (dict): Config of the backbone.
@@ -235,8 +234,7 @@ class ContinualSegmentor(CoarseEncoderDecoder):
             experts (Sequence[dict]): What :meth:`expert_costs` gave.
 
         Returns:
-            dict[str, int]: ``params``, values of weights, statistics and
-            prototypes, and ``bytes``, of what holds them.
+            dict[str, int]: ``params``, all values, and ``bytes``.
         """
         held = self.kept_state().values()
         counted = ('lora_params', 'head_params', 'norm_params',
@@ -265,8 +263,7 @@ class ContinualSegmentor(CoarseEncoderDecoder):
         """Shares of experts in what was predicted since the last call.
 
         For methods that route inside the network: per layer, region or
-        image, as JSON can say it. {} for those whose samples name their
-        expert.
+        image, as JSON can say it; {} if the samples say all.
         """
         return {}
 

@@ -23,9 +23,8 @@ from PIL import Image
 from mmseg.structures import SegDataSample
 from mmseg_mile.evaluation.domain_iou import DomainIoU
 from mmseg_mile.structures import Task
-from .overlay import (OOD_COLOUR, UNLABELLED, Colour, as_evaluated,
-                      choose_class_colours, class_shares, cropped_columns,
-                      paint_labels, read_image_for_display)
+from .overlay import (OOD_COLOUR, UNLABELLED, Colour, choose_class_colours,
+                      class_shares, paint_labels, read_image_for_display)
 from .plots import (LETTERS, OUT, RIGHT, STYLE, WRONG, add_title, new_figure,
                     short_name)
 
@@ -44,7 +43,7 @@ TITLES = dict(
 
 
 class LabelMap(NamedTuple):
-    """Labels and what they mean.
+    """Label map of an image and its label space.
 
     Args:
         labels (np.ndarray): (H, W) indices, 255 where there is none.
@@ -120,9 +119,7 @@ def make_panel(task: Task,
     if oracle is not None and oracle is not sample:
         maps['oracle'] = _prediction(task, oracle)
     try:
-        image = as_evaluated(
-            read_image_for_display(sample.img_path), cropped_columns(sample),
-            truth.shape)
+        image = _read_image(sample, truth.shape)
     except (OSError, ValueError) as error:
         logger.warning(f'an image is left out of the pictures: {error}')
         image = np.full((*truth.shape, 3), 128, np.uint8)
@@ -144,6 +141,18 @@ def image_miou(task: Task, sample: SegDataSample) -> float:
     score = DomainIoU(task.classes)
     score.update(predicted.labels, predicted.classes, _truth(sample))
     return score.miou()
+
+
+def _read_image(sample: SegDataSample, shape: Tuple[int, ...]) -> np.ndarray:
+    """The part and size of the image on disk that the labels cover."""
+    image = read_image_for_display(sample.img_path)
+    # CropColumns notes the columns that it kept, per key of the sample
+    columns = sample.get('cropped_columns', {}).get('img')
+    if image.shape[:2] != shape and columns is not None:
+        image = image[:, columns[0]:columns[1]]
+    if image.shape[:2] != shape:
+        image = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA)
+    return image
 
 
 def _truth(sample: SegDataSample) -> np.ndarray:

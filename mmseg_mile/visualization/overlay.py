@@ -12,7 +12,6 @@ import mmengine.fileio as fileio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmseg.structures import SegDataSample
 from mmseg_mile.files import PathLike
 
 Colour = Tuple[int, int, int]
@@ -224,26 +223,3 @@ def _stretch(image: np.ndarray) -> np.ndarray:
     scaled = (values - low) * (255 / max(high - low, 1e-6))
     scaled = np.nan_to_num(scaled, posinf=255, neginf=0)
     return np.clip(scaled, 0, 255).round().astype(np.uint8)
-
-
-def cropped_columns(sample: SegDataSample) -> Optional[Sequence[int]]:
-    """The columns that a ``CropColumns`` kept, where the sample tells."""
-    # it notes a range per key of the sample
-    return (sample.get('cropped_columns') or {}).get('img')
-
-
-def as_evaluated(image: np.ndarray, columns: Optional[Sequence[int]],
-                 shape: Tuple[int, ...]) -> np.ndarray:
-    """The part and size of the image on disk that the labels cover.
-
-    Args:
-        image (np.ndarray): (H, W, 3), as it is on disk.
-        columns (Sequence[int], optional): First column that was kept, and
-            first that was not; None of an image that was not cropped.
-        shape (tuple[int]): Of the labels.
-    """
-    if image.shape[:2] != shape and columns is not None:
-        image = image[:, columns[0]:columns[1]]
-    if image.shape[:2] != shape:
-        image = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA)
-    return image

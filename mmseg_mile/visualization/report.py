@@ -35,7 +35,7 @@ MISSING = '\u2013'
 MAX_NAMED = 12
 CSS_PIXELS_PER_INCH = 96
 
-# -- what a run left ------------------------------------------------------
+# -- files of a run -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _read_log(work_dir: PathLike, results: StreamResults,
 
 
 def plots_of(run: RunRecord) -> Dict[str, Optional[Callable[[], Figure]]]:
-    """What draws each figure of a run, None where nothing was measured."""
+    """Plots of a run by name, None where nothing was measured."""
     results, images = run.results, run.images
 
     def known(measured: Any, plot: Callable[..., Figure], *args:

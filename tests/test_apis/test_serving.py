@@ -98,7 +98,7 @@ def test_page_shows_overlay_words_and_distances(made, page):
     show, = (fn.fn for fn in page.fns.values() if fn.name == 'show')
     overlay, words, rows, labels = show(str(made.images() / '0.png'), '')
     assert overlay.ndim == 3 and words.startswith('## expert day')
-    assert 'Nearest expert: day' in words
+    assert 'distances: day' in words
     assert [row[0] for row in rows] == ['day', 'night']
     assert [row[2] for row in rows] == ['100 %', '']
     np.testing.assert_array_equal(labels,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +65,7 @@ CLASSES = dict(
     day=('road', 'sky'),
     night=('sky', 'road', 'lamp'),
     fog=('road', 'mist', 'lamp'))
+STREAM = tuple(CLASSES)
 # Grey levels of the upper and the lower half.
 LEVELS = dict(day=(220, 130), night=(10, 60), fog=(200, 170))
 
@@ -139,40 +142,25 @@ def mmseg_scope() -> None:
     init_default_scope('mmseg')
 
 
-@pytest.fixture(scope='module')
-def module_toys() -> Any:
-    """What ``toys`` gives, for fixtures of a module."""
-    return make_toys()
-
-
-@pytest.fixture
-def toys() -> Any:
+@pytest.fixture(scope='session')
+def toys() -> SimpleNamespace:
     """The functions of this file, for tests that build their own."""
-    return make_toys()
+    return SimpleNamespace(
+        task=make_task,
+        batch=make_batch,
+        loader=make_loader,
+        model=build_model,
+        train=train,
+        learn=learn,
+        predict=predict,
+        config=MODEL)
 
 
-def make_toys() -> Any:
-    """Names for the functions of this file."""
-
-    class Toys:
-        """Names for what the tests need."""
-        task = staticmethod(make_task)
-        batch = staticmethod(make_batch)
-        loader = staticmethod(make_loader)
-        model = staticmethod(build_model)
-        train = staticmethod(train)
-        learn = staticmethod(learn)
-        predict = staticmethod(predict)
-        config = MODEL
-
-    return Toys
-
-
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def learned_once() -> Any:
     """A model that learned three tasks; never changed."""
     model = build_model()
-    for name in CLASSES:
+    for name in STREAM:
         learn(model, name)
     return model
 
@@ -181,6 +169,13 @@ def learned_once() -> Any:
 def learned(learned_once: Any) -> Any:
     """A copy of it that a test may change."""
     return copy.deepcopy(learned_once)
+
+
+@pytest.fixture
+def heads_only() -> Callable[[], Any]:
+    """``heads_only()``: a model whose experts adapt no layer."""
+    backbone = dict(MODEL['backbone'], lora=None, train_norm=False)
+    return lambda: build_model(backbone=backbone)
 
 
 @pytest.fixture

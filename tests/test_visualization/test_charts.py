@@ -2,19 +2,18 @@
 """Methods side by side as dots."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-from fabricated_left_out import fabricated
 from fabricated_runs import three_methods, write_run
 
 from mmseg_mile.evaluation.leaderboard import read_leaderboard
+from mmseg_mile.evaluation.leave_one_out import (LeaveOneOut, Run, Score,
+                                                 removals)
 from mmseg_mile.visualization.charts import (leaderboard_chart,
                                              leave_one_out_chart)
 
 
 def chart(root):
-    return leaderboard_chart(read_leaderboard([root]).boards[0])
+    return leaderboard_chart(read_leaderboard([root]).comparisons[0])
 
 
 @pytest.fixture
@@ -75,63 +74,56 @@ def test_many_methods_with_long_names_fit(tmp_path):
 
 # -- leave one out --------------------------------------------------------
 
-MIOUS = {
-    ('none', 'oracle'): (60, 60, 60),
-    ('own', 'nearest'): (30, 60, 60),
-    ('family', 'nearest'): (20, 40, 60),
-}
+TARGETS = ('fog', 'rain', 'city')
+FAMILIES = dict(fog=('fog', 'rain'), rain=('fog', 'rain'), city=('city', ))
+MIOUS = dict(none=(60, 60, 60), own=(30, 60, 60), family=(20, 40, 60))
 
 
-@pytest.fixture
-def figure():
-    return leave_one_out_chart(fabricated(MIOUS, (0, 1)))
+def left_out(seeds=(0, ), families=FAMILIES):
+    """Scores of 'oracle' and 'nearest'; a further seed has 2 more."""
+    runs = []
+    for index, seed in enumerate(seeds):
+        scores = []
+        for column, target in enumerate(TARGETS):
+            cells = removals(target, families[target])
+            for scope, removed in cells.items():
+                method = 'nearest' if removed else 'oracle'
+                if len(removed) < 3:
+                    scores.append(
+                        Score(target, removed, method, 10, 10, 0,
+                              MIOUS[scope][column] + 2. * index))
+        runs.append(Run(seed, (), tuple(scores), {}))
+    return leave_one_out_chart(
+        LeaveOneOut('street', 'MILE', TARGETS, families, {}, tuple(runs)))
 
 
-def test_a_panel_per_kind_of_removal(figure):
+def test_a_panel_per_kind_of_removal_and_a_row_per_method():
+    figure = left_out((0, 1))
     assert [axes.get_title() for axes in figure.axes
             ] == ['own expert removed', 'whole family removed']
-    alone = {name: (name, ) for name in ('fog', 'rain', 'city')}
-    assert len(leave_one_out_chart(fabricated(MIOUS, families=alone)).axes) < 2
-
-
-def test_rows_are_methods_with_the_oracle_on_top(figure):
-    names = labels(figure.axes[0])
-    assert names[0] == 'oracle: own expert' and len(names) == 9
+    assert labels(figure.axes[0]) == ['oracle: own expert', 'nearest expert']
     assert figure.axes[0].yaxis_inverted()
+    assert len(left_out(families={n: (n, ) for n in TARGETS}).axes) == 1
+    # no expert is left without such a family, and so no mean
+    everyone = left_out(families=dict.fromkeys(TARGETS, TARGETS))
+    assert [len(axes.containers) for axes in everyone.axes] == [2, 1]
 
 
-def test_dots_are_harmonic_means_and_bars_their_deviation_too(figure):
-    dot = figure.axes[0].containers[2]
+def test_dots_are_harmonic_means_and_marks_the_targets():
+    own, family = left_out((0, 1)).axes
+    dot = own.containers[1]
     x, y = dot.lines[0].get_xydata()[0]
     second = 3 / (1 / 32 + 1 / 62 + 1 / 62)
-    assert (x, y) == (pytest.approx((45 + second) / 2), 2)
+    assert (x, y) == (pytest.approx((45 + second) / 2), 1)
     left, right = dot.lines[2][0].get_segments()[0][:, 0]
     assert right - left == pytest.approx(2 * (second - 45) / 2**0.5)
-
-
-def test_small_marks_are_the_targets(figure):
     marks = [
-        float(line.get_xdata()[0]) for line in figure.axes[1].lines
+        float(line.get_xdata()[0]) for line in family.lines
         if line.get_markerfacecolor() == 'white'
-        and list(line.get_ydata()) == [2]
+        and list(line.get_ydata()) == [1]
     ]
     assert marks == [21, 41, 61]
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ['harmonic mean ± 1 s.d.', 'oracle', 'fog', 'rain',
-                     'city']  # yapf: disable
-
-
-def test_dashed_line_is_the_oracle(figure):
-    for axes in figure.axes:
-        dashed = [li for li in axes.lines if li.get_linestyle() == '--']
-        assert [float(line.get_xdata()[0]) for line in dashed] == [61]
-
-
-def test_method_without_a_mean_has_no_dot():
-    everyone = dict.fromkeys(('fog', 'rain', 'city'), ('fog', 'rain', 'city'))
-    results = fabricated(MIOUS, families=everyone)
-    run = results.runs[0]
-    kept = tuple(s for s in run.scores if len(s.removed) < 3)
-    figure = leave_one_out_chart(
-        replace(results, runs=(replace(run, scores=kept), )))
-    assert [len(axes.containers) for axes in figure.axes] == [9, 1]
+    dashed = [line for line in own.lines if line.get_linestyle() == '--']
+    assert [float(line.get_xdata()[0]) for line in dashed] == [61]
+    names = [text.get_text() for text in own.figure.legends[0].get_texts()]
+    assert names == ['harmonic mean ± 1 s.d.', 'oracle', *TARGETS]

@@ -65,6 +65,9 @@ def test_image_is_shown_as_it_was_evaluated(panel_of, make_sample):
     sample = make_sample(
         np.zeros((30, 20), int), cropped_columns=dict(img=(10, 30)))
     assert panel_of(sample).image[0, :, 0].tolist() == list(range(20, 60, 2))
+    # the labels of a smaller copy
+    small = panel_of(make_sample(np.zeros((15, 20), int)))
+    assert small.image.shape == (15, 20, 3)
 
 
 def test_large_pictures_are_kept_small(panel_of, make_sample):

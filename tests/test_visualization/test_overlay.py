@@ -6,13 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from mmseg.structures import SegDataSample
 from mmseg_mile.visualization.overlay import (MAX_LEGEND_LINES, MIN_WIDTH,
                                               UNLABELLED, Caption,
-                                              as_evaluated,
                                               choose_class_colours,
-                                              class_shares, cropped_columns,
-                                              draw_overlay, paint_labels,
+                                              class_shares, draw_overlay,
+                                              paint_labels,
                                               read_image_for_display)
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
@@ -178,13 +176,3 @@ def test_broken_image_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match='broken.png'):
         read_image_for_display(path)
-
-
-def test_image_is_cropped_and_resized_as_it_was_evaluated():
-    image = np.tile(np.arange(40, dtype=np.uint8)[:, None], (30, 1, 3))
-    sample = SegDataSample(metainfo=dict(cropped_columns=dict(img=(10, 30))))
-    columns = cropped_columns(sample)
-    assert as_evaluated(image, columns,
-                        (30, 20))[0, :, 0].tolist() == list(range(10, 30))
-    assert cropped_columns(SegDataSample()) is None
-    assert as_evaluated(image, None, (15, 20)).shape == (15, 20, 3)

@@ -33,7 +33,8 @@ from mmseg_mile.gates.base_gate import (RELATIVE_TAU, TOP_K, BaseGate,
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.library.edits import open_library
 from mmseg_mile.methods.mile.expert_heads import heaviest
-from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor, children
+from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg_mile.methods.mile.lineage import children
 from mmseg_mile.methods.semla.semla_gate import SemLAGate
 from mmseg_mile.structures import Routing, Task
 from mmseg_mile.visualization.charts import leave_one_out_chart

@@ -186,7 +186,9 @@ class ExpertHeads:
                 device: torch.device) -> nn.Module:
         kind = _kind(config)
         if kind not in self._modules:
-            self._modules[kind] = build_head(config, device).eval()
+            # reading an expert must not change what is drawn afterwards
+            with torch.random.fork_rng(devices=[]):
+                self._modules[kind] = build_head(config, device).eval()
         return self._modules[kind]
 
     def _key(self, name: str) -> Key:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, Mapping,
-                    Optional, Sequence, Set, Tuple)
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Sequence, Tuple)
 
 import torch
 from mmengine.dist import all_gather_object
@@ -29,111 +29,18 @@ from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
 from ..prediction import abstain, blank_samples
 from .expert_heads import ExpertHeads, heaviest
+from .lineage import check_start, child_weights, initial_experts, origin_of
 
 # Shape legend: B images, N images of a task, L views of each, D embedding,
 # E experts, C classes, h x w grid of the logits
 
 _FUSIONS = ('weights', 'logits')
-_STARTS = ('base', 'nearest', 'previous', 'fused')
-
-
-def initial_experts(task: Task, init_from: str, earlier: Sequence[str],
-                    gate: BaseGate,
-                    embed: Callable[[], Tensor]) -> Dict[str, float]:
-    """The experts that the expert of a task starts from.
-
-    Decided here alone; it then stands in the expert's record.
-
-    Args:
-        task (Task): The task; its own ``init_from`` goes first.
-        init_from (str): See :class:`ExpertSegmentor`.
-        earlier (Sequence[str]): The tasks before it, in order.
-        gate (BaseGate): Has learned those.
-        embed (Callable): Gives the embeddings of the task's images, as
-            :meth:`BaseGate.fit` takes them; called where the gate is asked.
-
-    Returns:
-        dict[str, float]: Weights of sum 1; {} for the base.
-
-    Raises:
-        ValueError: If there is no such start, or the gate has no distances.
-    """
-    start = _checked_start(task, init_from, earlier, gate)
-    known: Any = gate
-    if not earlier or start == 'base':
-        return {}
-    if start == 'fused':
-        return known.neighbours(embed())
-    if start == 'nearest':
-        start = known.nearest(embed())
-    elif start == 'previous':
-        start = earlier[-1]
-    return {start: 1.0}
-
-
-def _checked_start(task: Task, init_from: str, earlier: Sequence[str],
-                   gate: BaseGate) -> str:
-    start = task.init_from or init_from
-    if start not in _STARTS and start not in earlier:
-        raise ValueError(
-            f'init_from of task {task.name!r} must be one of {_STARTS} '
-            f'or an earlier task {tuple(earlier)}, got {start!r}')
-    by_distance = start in ('nearest', 'fused')
-    if earlier and by_distance and not hasattr(gate, 'nearest'):
-        raise ValueError(
-            f'init_from={start!r} asks the gate for distances, which '
-            f'{type(gate).__name__} has not: use PrototypeGate, '
-            "or init_from='previous'")
-    return start
-
-
-def children(name: str, origins: Mapping[str, Mapping[str, Any]]) -> Set[str]:
-    """Experts that started from this one, or from one that did.
-
-    Origins say by the checksums of weights what an expert is and which ones
-    it ``started_from``, so that it may be renamed.
-    """
-    line = {origins[name].get('weights_sha256')} - {None}
-    found: Set[str] = set()
-    # parents are learned first, but need not be added first
-    while True:
-        more = {
-            other
-            for other, origin in origins.items()
-            if other not in found and other != name
-            and line.intersection(origin['started_from'].values())
-        }
-        if not more:
-            return found
-        found |= more
-        line.update(origins[other].get('weights_sha256') for other in more)
-
-
-def child_weights(names: Sequence[str], origins: Mapping[str, Any],
-                  classes: Sequence[Any], distances_EE: Tensor,
-                  temperature: float) -> Tensor:
-    """(E, E) weights of what stands for each expert: itself, its children.
-
-    ``w_ij = softmax_j(-d_ij / (d_ii T))`` with the root mean squared distance
-    ``d_ij`` of expert i's training images to expert j. A child went on
-    training the weights of its parent; the line between them passes through
-    models that are better for the parent's images than where it stopped, as
-    long as the child's domain is near. Children of other classes are left
-    out.
-    """
-    weights_EE = torch.eye(len(names), dtype=distances_EE.dtype)
-    for row, name in enumerate(names):
-        later = children(name, origins)
-        columns = [row] + [
-            i for i, other in enumerate(names)
-            if other in later and classes[i] == classes[row]
-        ]
-        near = distances_EE[row, columns]
-        # of equal images nothing else is as near
-        if near[0] > 0:
-            scores = -near / (near[0] * temperature)
-            weights_EE[row, columns] = scores.softmax(0)
-    return weights_EE
+# What results.json calls the sizes of an expert's parts.
+_COST_FIELDS = dict(
+    adapter='lora_params',
+    head='head_params',
+    norm='norm_params',
+    prototypes='prototype_values')
 
 
 @MODELS.register_module()
@@ -233,8 +140,8 @@ class ExpertSegmentor(ContinualSegmentor):
         """See :meth:`ContinualSegmentor.check_stream`."""
         super().check_stream(tasks)
         for index, task in enumerate(() if self.reuses_experts else tasks):
-            _checked_start(task, self.init_from,
-                           [t.name for t in tasks[:index]], self.gate)
+            check_start(task, self.init_from, [t.name for t in tasks[:index]],
+                        self.gate)
 
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """A new expert, started from the base or from earlier ones."""
@@ -247,15 +154,14 @@ class ExpertSegmentor(ContinualSegmentor):
                 for batch in islice(loader, 1):
                     self.gate.check_embeddings(self.embed_views(batch))
         self.backbone.add_expert(task.name, source or None)
-        head = self.new_head(task.num_classes)
-        if source:
-            copy_matching(head, self.heads.fused_state(source), task.classes,
-                          self.heads.labels(heaviest(source)).classes)
-        # not before the new head is drawn: reading a head may build a module
         self.origins[task.name] = dict(started_from={
             n: weights_checksum(self._weights(n))
             for n in source
         })
+        head = self.new_head(task.num_classes)
+        if source:
+            copy_matching(head, self.heads.fused_state(source), task.classes,
+                          self.heads.labels(heaviest(source)).classes)
         self.set_decode_head(head, task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
         if first and self.backbone.base_training == 'first_task':
@@ -286,7 +192,7 @@ class ExpertSegmentor(ContinualSegmentor):
         self.backbone.load_experts([expert])
         self.backbone.check_settings(task.name)
         self.heads.add(expert, self.device)
-        self.origins[task.name] = _origin(expert)
+        self.origins[task.name] = origin_of(expert)
         self._fit_gate(task, loader)
 
     def _fit_gate(self, task: Task, loader: Iterable[dict]) -> None:
@@ -542,7 +448,7 @@ class ExpertSegmentor(ContinualSegmentor):
         self.backbone.load_experts(experts)
         for expert in experts:
             self.heads.add(expert, self.device)
-            self.origins[expert.name] = _origin(expert)
+            self.origins[expert.name] = origin_of(expert)
             self.gate.load_state(expert.name,
                                  expert.parts.get('prototypes', {}))
 
@@ -572,33 +478,16 @@ class ExpertSegmentor(ContinualSegmentor):
         store = ExpertStore(folder)
         # one that was loaded from elsewhere is no cost of this library
         kept = [name for name in store.names if name in self.expert_names]
-        return [
-            dict(
-                task=e.name,
-                bytes=store.num_bytes(e.name),
-                **_cost_of_parts(e.num_values())) for e in store.open(kept)
-        ]
+        costs = []
+        for expert in store.open(kept):
+            values, size = expert.num_values(), store.num_bytes(expert.name)
+            parts = {f: values.get(p, 0) for p, f in _COST_FIELDS.items()}
+            costs.append(dict(task=expert.name, bytes=size, **parts))
+        return costs
 
     def kept_state(self) -> Dict[str, Tensor]:
         """See :meth:`ContinualSegmentor.kept_state`: the base."""
         return self.backbone.state_dict()
-
-
-def _cost_of_parts(values: Mapping[str, int]) -> Dict[str, int]:
-    """Sizes of an expert under the names that ``results.json`` has."""
-    return dict(
-        lora_params=values.get('adapter', 0),
-        head_params=values.get('head', 0),
-        norm_params=values.get('norm', 0),
-        prototype_values=values.get('prototypes', 0))
-
-
-def _origin(expert: Expert) -> Dict[str, Any]:
-    """Of an expert of which nothing is known: no parents."""
-    origin = dict(started_from=dict(expert.provenance.get('started_from', {})))
-    if 'weights_sha256' in expert.provenance:
-        origin['weights_sha256'] = expert.provenance['weights_sha256']
-    return origin
 
 
 def _probabilities(logits: Tensor) -> Tensor:
