@@ -7,8 +7,8 @@ import torch
 
 from mmseg_mile.gates.embedders import ThumbnailEmbedder
 from mmseg_mile.gates.prototype_gate import PrototypeGate
-from mmseg_mile.methods.baselines.autoencoder_gates import (
-    Autoencoder, AutoencoderGate, ConvAutoencoderGate)
+from mmseg_mile.methods.baselines import AutoencoderGate, ConvAutoencoderGate
+from mmseg_mile.methods.baselines.autoencoder_gates import Autoencoder
 
 LOW, HALF, HIGH = torch.tensor([-2., 0., 2.]).sigmoid().tolist()
 
