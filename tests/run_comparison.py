@@ -52,7 +52,8 @@ def unfinished(work_dir: Path) -> list[str]:
     patterns = ('tasks/*/snapshot*', 'unfinished_row', '**/.*')
     found = {
         str(path.relative_to(work_dir))
-        for pattern in patterns for path in work_dir.glob(pattern)
+        for pattern in patterns
+        for path in work_dir.glob(pattern)
     }
     return sorted(found - {'library/.lock'})
 
