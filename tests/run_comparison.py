@@ -48,11 +48,14 @@ def left_behind(work_dir: Path) -> dict[str, Any]:
 
 
 def unfinished(work_dir: Path) -> list[str]:
-    """Files that only a run in progress has."""
+    """Files that only a run in progress has; the library keeps its lock."""
     patterns = ('tasks/*/snapshot*', 'unfinished_row', '**/.*')
-    return sorted(
-        str(path.relative_to(work_dir)) for pattern in patterns
-        for path in work_dir.glob(pattern))
+    found = {
+        str(path.relative_to(work_dir))
+        for pattern in patterns
+        for path in work_dir.glob(pattern)
+    }
+    return sorted(found - {'library/.lock'})
 
 
 def differences(one: Path, other: Path) -> list[str]:

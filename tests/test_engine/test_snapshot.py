@@ -208,7 +208,7 @@ def test_changed_or_truncated_file_is_refused(training, snapshot, spoil):
 def test_snapshot_of_another_model_or_version_is_refused(
         training, snapshot, monkeypatch):
     other = Training(width=5)
-    with pytest.raises(ValueError, match='another model, 1.weight differs'):
+    with pytest.raises(ValueError, match='another model, 1.bias differs'):
         snapshot.restore(other.runner, other.model)
     monkeypatch.setattr(snapshot_module, '_SCHEMA', 99)
     with pytest.raises(ValueError, match='schema 2'):
