@@ -645,7 +645,7 @@ def batch_of(task: Task, seed: int, size: int = 2) -> dict[str, list]:
         image[:, :16] -= 60
         if task.name == 'night':
             image = 255 - image
-        labels = torch.zeros(1, 32, 32, dtype=torch.uint8)
+        labels = torch.zeros(1, 32, 32, dtype=torch.long)
         labels[:, :16] = 1
         images.append(image.clamp(0, 255).byte())
         samples.append(
