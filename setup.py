@@ -91,10 +91,7 @@ if __name__ == '__main__':
             'Topic :: Scientific/Engineering :: Artificial Intelligence',
         ],
         packages=find_packages(include=['mmseg_mile', 'mmseg_mile.*']),
-        package_data={
-            'mmseg_mile.reports': ['templates/*'],
-            'mmseg_mile.serving': ['templates/*']
-        },
+        package_data={'mmseg_mile.visualization': ['templates/*']},
         python_requires='>=3.10',
         install_requires=INSTALL_REQUIRES,
         extras_require=dict(

@@ -4,11 +4,10 @@
 Importing the package registers its components with ``mmseg.registry``;
 configs do so by ``custom_imports = dict(imports=['mmseg_mile'])``.
 """
-from . import (adapters, datasets, engine, gates, methods, reports,
-               visualization)
+from . import adapters, datasets, engine, gates, methods, visualization
 from .version import __version__
 
 __all__ = [
     '__version__', 'adapters', 'datasets', 'engine', 'gates', 'methods',
-    'reports', 'visualization'
+    'visualization'
 ]

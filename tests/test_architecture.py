@@ -219,11 +219,11 @@ def test_small_modules_are_not_the_private_part_of_a_neighbour():
 @pytest.mark.parametrize(
     'registered', REGISTERED, ids=[item.name for item in REGISTERED])
 def test_registered_class_is_named_by_a_config_or_a_test(registered):
-    quoted = re.compile(rf"""['"]{registered.name}['"]""")
+    name = re.compile(rf'\b{registered.name}\b')
     named = [
         path for folder in (ROOT / 'configs', TESTS)
         for path in folder.rglob('*.py')
-        if quoted.search(path.read_text(encoding='utf-8'))
+        if name.search(path.read_text(encoding='utf-8'))
     ]
     assert named, f'{registered.name}: no config and no test names it'
 

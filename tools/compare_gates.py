@@ -3,60 +3,98 @@
 
     python tools/compare_gates.py CONFIG
     python tools/compare_gates.py CONFIG --folders day='rgb/*D.jpg' ...
-    python tools/compare_gates.py CONFIG --held-out [--stem conv1]
-    python tools/compare_gates.py CONFIG --disturbed [--stem conv1]
+    python tools/compare_gates.py CONFIG --held-out
+    python tools/compare_gates.py CONFIG --disturbed
 
 Each domain's training images are learned and its validation images routed;
-with ``--folders``, every other image of a folder is learned and the rest
-routed, which needs no labels. With ``--held-out``, the flag for out-of-distribution
-images is tried: each domain is left out in turn, and its validation images
-should be flagged, those of the others should not. With ``--disturbed``,
-validation images are routed darker, brighter, softer, noisier than learned.
+with --folders, every other image of a folder is learned and the rest routed,
+which needs no labels. With --held-out, each domain is left out in turn: its
+validation images should be flagged as out-of-distribution, those of the
+others should not. With --disturbed, validation images are routed darker,
+brighter, softer and noisier than learned.
+
+Prints a table of Markdown.
 """
 from __future__ import annotations
 
 import argparse
 import glob
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Sequence
 
+from analysis_tools.gate_studies import (Images, embedders_of, held_out_study,
+                                         perturbation_study, routing_study)
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import Runner
 
-from mmseg_mile.apis.gate_study import routing_study
-from mmseg_mile.apis.held_out_study import embedders_of, held_out_study
-from mmseg_mile.apis.perturbation_study import perturbation_study
+from mmseg_mile.engine.incremental_task_loop import IncrementalTaskLoop
+from mmseg_mile.evaluation.tables import markdown_table
 from mmseg_mile.library.edits import open_library
 
-Images = Dict[str, Tuple[Any, Any]]
+# Options of single studies, which have no say in the others.
+DEFAULTS: Dict[str, Dict[str, Any]] = dict(
+    routing=dict(scales=[1.0, 0.5]),
+    held_out=dict(embeddings=None, quantiles=[0.99, 0.95]),
+    disturbed=dict(embeddings=None, perturbation_weights=[0.0, 0.25]))
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='Compare gates')
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS)
     parser.add_argument('config', help='config of a stream, MILE')
-    parser.add_argument('--scales', nargs='+', type=float, default=[1, 0.5])
-    parser.add_argument('--folders', nargs='+', metavar='NAME=GLOB')
     parser.add_argument(
-        '--held-out', action='store_true', help='hold each domain out')
-    parser.add_argument(
+        '--folders', nargs='+', metavar='NAME=GLOB', default=None)
+    study = parser.add_mutually_exclusive_group()
+    study.add_argument(
+        '--held-out',
+        dest='study',
+        action='store_const',
+        const='held_out',
+        default='routing',
+        help='hold each domain out')
+    study.add_argument(
         '--disturbed',
-        action='store_true',
+        dest='study',
+        action='store_const',
+        const='disturbed',
         help='route images in other light and quality')
     parser.add_argument(
-        '--embeddings', nargs='+', help='for --held-out and --disturbed')
+        '--scales',
+        nargs='+',
+        type=float,
+        help="of the gate's copies of the images (default: 1 0.5)")
     parser.add_argument(
-        '--drift-weights', nargs='+', type=float, default=[0, 0.25])
+        '--embeddings',
+        nargs='+',
+        help='for --held-out and --disturbed (default: all)')
     parser.add_argument(
-        '--quantiles', nargs='+', type=float, default=[0.99, 0.95])
-    parser.add_argument('--library', help='take the base of this library')
+        '--perturbation-weights',
+        nargs='+',
+        type=float,
+        help='for --disturbed (default: 0 0.25)')
+    parser.add_argument(
+        '--quantiles',
+        nargs='+',
+        type=float,
+        help='ood_quantile of the gates, for --held-out (default: 0.99 0.95)')
+    parser.add_argument(
+        '--library', default=None, help='take the base of this library')
     parser.add_argument('--work-dir', default='work_dirs/compare_gates')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_args()
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={})
+    args = parser.parse_args()
+    defaults = DEFAULTS[args.study]
+    for name in (name for group in DEFAULTS.values() for name in group):
+        if name not in defaults and hasattr(args, name):
+            parser.error(f'--{name.replace("_", "-")} is of another study')
+    return argparse.Namespace(**{**defaults, **vars(args)})
 
 
-def stream_images(runner: Runner, loop: Any) -> Images:
-    """Loaders of each task's training and validation images."""
+def stream_images(runner: Runner, loop: IncrementalTaskLoop) -> Images:
+    """Training and validation images of each task of a stream."""
     return {
         task.name:
         (loop.data.prototype_loader(runner, task, loop.val_dataloader,
@@ -66,56 +104,64 @@ def stream_images(runner: Runner, loop: Any) -> Images:
     }
 
 
-def folder_images(loop: Any, folders: list) -> Images:
-    """Every other image of each folder, and the rest.
+def folder_images(loop: IncrementalTaskLoop, folders: Sequence[str]) -> Images:
+    """Every other image of each folder to learn from, the rest to route.
+
+    Args:
+        loop (IncrementalTaskLoop): The images go through the test pipeline
+            of its first task.
+        folders (Sequence[str]): Each as NAME=GLOB.
 
     Raises:
-        ValueError: If a folder is given in another form or has no two
-            images.
+        ValueError: If a folder is given in another form or has fewer than
+            two images.
     """
-    steps = [
-        t for t in loop.tasks[0].val_dataset['pipeline']
-        if t['type'] != 'LoadAnnotations'
-    ]
-    pipeline = Compose(steps)
+    pipeline = Compose([
+        step for step in loop.tasks[0].val_dataset['pipeline']
+        if step['type'] != 'LoadAnnotations'
+    ])
     found = {}
-    for item in folders:
-        name, _, pattern = item.partition('=')
+    for folder in folders:
+        name, _, pattern = folder.partition('=')
         paths = sorted(glob.glob(pattern))
         if len(paths) < 2:
             raise ValueError(f'--folders takes NAME=GLOB with at least two '
-                             f'images each, {item!r} has {len(paths)}')
-        found[name] = tuple([
-            pseudo_collate([pipeline(dict(img_path=p))]) for p in paths[k::2]
-        ] for k in (0, 1))
+                             f'images each, {folder!r} has {len(paths)}')
+        train, test = ([
+            pseudo_collate([pipeline(dict(img_path=path))])
+            for path in paths[start::2]
+        ] for start in (0, 1))
+        found[name] = (train, test)
     return found
 
 
 def main() -> None:
-    """Embed the images and print a table of all gates, or of all flags."""
+    """Embed the images, print the table of a study."""
     args = parse_args()
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir
     runner = Runner.from_cfg(cfg)
     loop = runner.train_loop
+    model = loop.model
     if args.library:
-        loop.model.backbone.load_base(*open_library(args.library).load_base())
+        model.backbone.load_base(*open_library(args.library).load_base())
     else:
-        loop.model.init_weights()
-    loop.model.eval()
+        model.init_weights()
+    model.eval()
     images = folder_images(
         loop, args.folders) if args.folders else stream_images(runner, loop)
-    if args.held_out or args.disturbed:
-        embedders = embedders_of(loop.model, args.embeddings)
-    if args.held_out:
-        print(held_out_study(loop.model, images, embedders, args.quantiles))
-    elif args.disturbed:
-        print(
-            perturbation_study(loop.model, images, embedders,
-                               args.perturbation_weights))
+    if args.study == 'held_out':
+        table = held_out_study(model, images,
+                               embedders_of(model, args.embeddings),
+                               args.quantiles)
+    elif args.study == 'disturbed':
+        table = perturbation_study(model, images,
+                                   embedders_of(model, args.embeddings),
+                                   args.perturbation_weights)
     else:
-        print(routing_study(loop.model, images, args.scales))
+        table = routing_study(model, images, args.scales)
+    print(markdown_table(table))
 
 
 if __name__ == '__main__':

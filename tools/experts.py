@@ -13,12 +13,12 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
-from prettytable import PrettyTable
+from tabulate import tabulate
 
 import mmseg_mile  # noqa: F401  registers the components
-from mmseg_mile import apis
+from mmseg_mile import library
 from mmseg_mile.adapters.adapter import total_residual
-from mmseg_mile.apis.expert_import import ImportSource
+from mmseg_mile.apis.expert_import import import_peft
 
 ARGUMENTS: Dict[str, Dict[str, Any]] = {
     'library':
@@ -44,14 +44,9 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
     '--rank':
     dict(type=int, help='cut to this rank (default: the sum of the ranks)'),
     '--head':
-    dict(
-        metavar='NAME',
-        help='expert whose head to take (default: the '
-        'heaviest)'),
+    dict(metavar='NAME', help='gives the head (default: the heaviest)'),
     '--pool':
-    dict(
-        action='store_true',
-        help='one prototype for all images, not those of each expert'),
+    dict(action='store_true', help='one prototype for all images together'),
     '--config':
     dict(required=True, help='config that the library was trained with'),
     '--head-from':
@@ -66,8 +61,6 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
     dict(help='task of the config that loads images the right way'),
     '--cfg-options':
     dict(nargs='+', action=DictAction, help='settings, as key=value'),
-    '--dry-run':
-    dict(action='store_true', help='only tell what would go'),
     '--private':
     dict(action='store_true', help='if the repository is made: private'),
     '--revision':
@@ -77,66 +70,55 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
 
 def run_list(args: argparse.Namespace) -> None:
     """Print a table."""
-    table = PrettyTable([
-        'expert', 'classes', 'rank', 'parameters', 'bytes', 'task data',
-        'init', 'checksums'
-    ])
-    table.align = 'l'
-    for row in apis.list_experts(args.library):
-        table.add_row(['-' if v is None else v for v in vars(row).values()])
-    print(table)
+    rows = library.list_experts(args.library)
+    print(tabulate(rows, headers='keys', tablefmt='outline', missingval='-'))
 
 
 def run_show(args: argparse.Namespace) -> None:
     """Print the record, one field after another."""
-    record = apis.show_expert(args.library, args.name)
-    provenance = record.pop('provenance')
+    record = library.show_expert(args.library, args.name)
+    for key, value in record.pop('provenance').items():
+        record[f'provenance.{key}'] = value
     for key, value in record.items():
-        print(f'{key}: {json.dumps(value)}')
-    # the config has many lines
-    for key, value in sorted(
-            provenance.items(), key=lambda item: '\n' in str(item[1])):
-        text = value if isinstance(value, str) else json.dumps(value)
-        print(f'provenance.{key}: {text}')
+        print(f'{key}: {json.dumps(value, ensure_ascii=False)}')
 
 
 def run_verify(args: argparse.Namespace) -> None:
     """Print what is broken."""
-    state = apis.verify_library(args.library)
-    for path in state.leftovers:
-        print(f'left over: {path}; `prune` deletes it')
-    for problem in state.broken:
+    broken = library.verify_library(args.library)
+    for problem in broken:
         print(f'broken: {problem}')
-    if state.broken:
+    if broken:
         sys.exit(1)
-    print(f'{args.library}: base and {state.num_experts} experts are whole')
+    count = len(library.open_library(args.library).names)
+    print(f'{args.library}: base and {count} experts are whole')
 
 
 def run_add(args: argparse.Namespace) -> None:
     """Copy an expert."""
-    expert = apis.add_expert(args.library, args.other, args.name, args.new,
-                             args.force)
+    expert = library.add_expert(args.library, args.other, args.name, args.new,
+                                args.force)
     print(f'{args.library}: added {expert.name!r} from {args.other}, '
           f'{len(expert.classes)} classes, routable from now on')
 
 
 def run_remove(args: argparse.Namespace) -> None:
     """Take an expert out."""
-    apis.remove_expert(args.library, args.name)
+    library.remove_expert(args.library, args.name)
     print(f'{args.library}: removed {args.name!r}')
 
 
 def run_rename(args: argparse.Namespace) -> None:
     """Rename an expert."""
-    apis.rename_expert(args.library, args.name, args.new, args.force)
+    library.rename_expert(args.library, args.name, args.new, args.force)
     print(f'{args.library}: {args.name!r} is {args.new!r} now')
 
 
 def run_merge(args: argparse.Namespace) -> None:
     """Merge experts and print what was lost."""
-    merged = apis.merge_experts(args.library, args.names, args.new,
-                                args.weights, args.rank, args.head, args.pool,
-                                args.force)
+    merged = library.merge_experts(args.library, args.names, args.new,
+                                   args.weights, args.rank, args.head,
+                                   args.pool, args.force)
     parts = ' + '.join(f'{w:.4g} {n}' for n, w in merged.weights.items())
     for layer, residual in sorted(merged.residuals.items()):
         print(f'  {layer}: relative residual {residual.relative:.4f}')
@@ -150,8 +132,8 @@ def run_merge(args: argparse.Namespace) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Write a PEFT folder."""
-    expert = apis.export_peft(args.library, args.name, args.folder, args.force)
-    print(f'{args.folder}: adapter of {expert.name!r} for '
+    library.export_peft(args.library, args.name, args.folder, args.force)
+    print(f'{args.folder}: adapter of {args.name!r} for '
           'peft.PeftModel.from_pretrained(backbone, folder)')
     print('head, classes and prototypes stay in the library')
 
@@ -162,40 +144,27 @@ def run_import(args: argparse.Namespace) -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
-    source = ImportSource(args.library, cfg)
-    head = source.head(args.head_from, args.head_checkpoint)
-    prototypes = source.prototypes(args.new, args.images, args.prototypes_from,
-                                   args.task)
-    adapter = apis.import_peft(args.library, args.folder, args.new,
-                               source.model, head, prototypes, args.force)
+    adapter = import_peft(args.library, args.folder, args.new, cfg,
+                          args.head_from, args.head_checkpoint, args.images,
+                          args.prototypes_from, args.task, args.force)
     print(f'{args.library}: imported {args.new!r}, rank '
-          f'{adapter.lora_config["r"]}, {len(adapter.lora) // 2} layers, '
-          f'{len(head.classes)} classes')
-    if adapter.config.base_fingerprint is None:
+          f'{adapter.config["r"]}, {len(adapter.lora) // 2} layers')
+    if adapter.base_fingerprint is None:
         print(f'{args.folder} does not tell its base: that it is this one '
               'is on your word')
 
 
-def run_prune(args: argparse.Namespace) -> None:
-    """Delete leftovers."""
-    found = apis.prune_library(args.library, args.dry_run)
-    done = 'left over' if args.dry_run else 'deleted'
-    for path in found:
-        print(f'{done}: {path}')
-    print(f'{args.library}: {len(found)} {done}')
-
-
 def run_push(args: argparse.Namespace) -> None:
     """Upload a library."""
-    commit = apis.push_library(args.library, args.repo, args.private,
-                               args.force)
+    commit = library.push_library(args.library, args.repo, args.private,
+                                  args.force)
     print(f'{args.library} is at {commit}')
 
 
 def run_pull(args: argparse.Namespace) -> None:
     """Download a library."""
-    store = apis.pull_library(args.repo, args.library, args.revision,
-                              args.force)
+    store = library.pull_library(args.repo, args.library, args.revision,
+                                 args.force)
     print(f'{args.library}: {len(store.names)} experts of {args.repo}, '
           'verified')
 
@@ -245,9 +214,6 @@ COMMANDS = {
         '--prototypes-from --task --cfg-options --force',
         'import work_dirs/demo night_lora --as night2 --config '
         'configs/mile/demo.py --head-from night --prototypes-from night'),
-    'prune':
-    Command(run_prune, 'delete what killed commands left behind',
-            'library --dry-run', 'prune work_dirs/demo --dry-run'),
     'push':
     Command(run_push, 'upload a library to the Hugging Face Hub',
             'library repo --private --force',

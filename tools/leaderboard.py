@@ -56,7 +56,7 @@ from mmseg_mile.evaluation.leaderboard import (REFERENCE, read_leaderboard,
                                                write_shown_tables)
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.files import read_json
-from mmseg_mile.reports.leaderboard_page import write_leaderboard
+from mmseg_mile.visualization.leaderboard_page import write_leaderboard
 
 TRAIN = [sys.executable, str(Path(__file__).resolve().with_name('train.py'))]
 # Settings that this program chooses for each run.
@@ -286,7 +286,7 @@ def start(run: Run, command: Sequence[str], slot: int,
 
 
 def ending(run: Run, status: int) -> str:
-    """How a run failed: its status and the end of what it printed."""
+    """Report of a failed run: its status and the end of its output."""
     how = f'exit status {status}' if status else (
         'ended without having finished its tasks')
     lines = run.log.read_text('utf-8', errors='replace').splitlines()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmseg_mile.reports import write_report
+from mmseg_mile.visualization import write_report
 
 
 def parse_args() -> argparse.Namespace:

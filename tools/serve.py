@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 
 from library_arguments import add_library_arguments, library_arguments
 
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile.apis.inferencer import MILEInferencer
-from mmseg_mile.serving import PageServer
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,21 +38,39 @@ def main() -> None:
     """Serve until Ctrl-C."""
     args = parse_args()
     try:
+        from mmseg_mile.apis.serving import build_page
+    except ModuleNotFoundError as error:
+        if error.name != 'gradio':
+            raise
+        sys.exit('serve.py: the page needs Gradio: '
+                 "pip install 'mmseg_mile[serve]'")
+    try:
         inferencer = MILEInferencer(
             args.library, show_progress=False, **library_arguments(args))
-        server = PageServer(inferencer, args.host, args.port,
-                            args.max_megabytes)
     except (ValueError, OSError) as error:
         sys.exit(f'serve.py: {error}')
-    print(
-        f'{len(inferencer.expert_names)} experts of {args.library} at '
-        f'{server.url}; stop with Ctrl-C',
-        flush=True)
-    with server:
+    with tempfile.TemporaryDirectory() as uploads:
+        os.environ['GRADIO_TEMP_DIR'] = uploads
+        page = build_page(inferencer)
         try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+            _, url, _ = page.launch(
+                server_name=args.host,
+                server_port=args.port or None,
+                max_file_size=int(args.max_megabytes * 1e6),
+                prevent_thread_lock=True,
+                share=False,
+                ssr_mode=False,
+                show_error=True,
+                quiet=True,
+                footer_links=['api'])
+        except OSError:
+            sys.exit(f'serve.py: {args.host}, port {args.port}, cannot be '
+                     'listened on: name another one with --port or --host')
+        print(
+            f'{len(inferencer.expert_names)} experts of {args.library} at '
+            f'{url}; stop with Ctrl-C',
+            flush=True)
+        page.block_thread()
 
 
 if __name__ == '__main__':

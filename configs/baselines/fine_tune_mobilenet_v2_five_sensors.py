@@ -1,7 +1,7 @@
 """Sequential fine-tuning on five sensors.
 
 Run:    python tools/train.py configs/baselines/fine_tune_mobilenet_v2_five_sensors.py
-Expect: see configs/mile/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = [
     '../_base_/models/mobilenet_v2.py', '../_base_/streams/five-sensors.py',

@@ -1,7 +1,7 @@
 """One model per task on five sensors.
 
 Run:    python tools/train.py configs/baselines/single_task_mobilenet_v2_five_sensors.py
-Expect: see configs/mile/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = [
     '../_base_/models/mobilenet_v2.py', '../_base_/streams/five-sensors.py',

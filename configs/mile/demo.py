@@ -1,7 +1,7 @@
 """MILE+ on fabricated street scenes: what `make demo` runs.
 
 Run:    python tools/train.py configs/mile/demo.py
-Expect: see configs/mile/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = [
     '../_base_/models/mile_plus_resnet18_small.py',

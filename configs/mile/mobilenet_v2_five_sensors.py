@@ -1,7 +1,7 @@
 """MILE+ on five real sensors with three label spaces.
 
 Run:    python tools/train.py configs/mile/mobilenet_v2_five_sensors.py
-Expect: see configs/mile/README.md.
+Expect: see RESULTS.md.
 """
 _base_ = [
     '../_base_/models/mile_plus_mobilenet_v2.py',

@@ -149,7 +149,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _layer_prefix(module: nn.Module, prefix: str, name: str) -> str:
-    """Where the projection's own weight lies; adapters wrap the layer."""
+    """Layer of the projection's own weight; adapters wrap it."""
     layer = getattr(module, name)
     inner = 'base_layer.' if hasattr(layer, 'base_layer') else ''
     return f'{prefix}{name}.{inner}'

@@ -173,7 +173,7 @@ def is_plain_convolution(module: nn.Module) -> bool:
 
 
 class Plan(NamedTuple):
-    """How a call is computed; every choice gives the same function."""
+    """Way to compute a call; every choice gives the same function."""
     merged: bool  # W + s B A, made twice, never kept; else the term s B A x
     dense_gradient: bool  # by A and B from dW; else from products of rank R
 
@@ -286,7 +286,7 @@ def _without_autocast(like: Tensor) -> ContextManager:
 
 
 def _lowered(x: Tensor) -> Tensor:
-    """What autocast makes of the operand of a product."""
+    """Operand of a product, as autocast casts it."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
@@ -468,7 +468,7 @@ class _FrozenConvolution(torch.autograd.Function):
 
 
 class Origin(NamedTuple):
-    """How a map was made: ``activation(source)``, element by element."""
+    """Origin of a map: ``activation(source)``, element by element."""
     activation: Callable[[Tensor], Tensor]
     source: Tensor
     version: int  # of the map at that time
@@ -507,7 +507,7 @@ class RecomputedGELU(nn.Module):
 
 
 def origin_of(x: Tensor, layout: Layout) -> Optional[Origin]:
-    """How to make a map again in a layout; None if it is better kept.
+    """Recipe of a map in a layout; None if it is better kept.
 
     Args:
         x (Tensor): Known if it is the very tensor that a

@@ -10,7 +10,7 @@ from typing import (Any, Callable, Dict, Iterator, List, Optional, Sequence,
 import torch
 from torch import Size, Tensor, nn
 
-from .targets import probe_calls, probe_images
+from .targets import Call, probe_calls, probe_images
 
 # Shape legend: B images, C channels, H x W image, h x w map, L tokens
 
@@ -43,7 +43,6 @@ class EarlyStages:
         outputs = _listed(whole)[:num_outputs]
         self._sources = _find_sources(calls, outputs, probe.shape)
         with torch.no_grad():
-            # all sources give tensors
             if self._sources and not all(
                     map(torch.equal, self(probe), outputs)):
                 self._sources = []
@@ -77,8 +76,7 @@ def _listed(outputs: Any) -> List[Any]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
-def _find_sources(calls: Sequence[Tuple[str, nn.Module,
-                                        Any]], outputs: Sequence[Any],
+def _find_sources(calls: Sequence[Call], outputs: Sequence[Any],
                   image: Size) -> List[Tuple[nn.Module, Arrange]]:
     """The module that gives each output; [] unless there is one for all."""
     count = Counter(module for _, module, _ in calls)
@@ -94,7 +92,7 @@ def _find_sources(calls: Sequence[Tuple[str, nn.Module,
 
 
 def _arrangement(output: Any, wanted: Any, image: Size) -> Optional[Arrange]:
-    """How a module's output becomes one of the backbone's, if it does."""
+    """Conversion of a module's output to one of the backbone's, if any."""
     if not (isinstance(output, Tensor) and isinstance(wanted, Tensor)):
         return None
     if output is wanted:
@@ -157,7 +155,7 @@ def _count_batches(backbone: nn.Module, *args: Any) -> None:
 
 
 def _stop_counting(backbone: nn.Module, *args: Any) -> None:
-    """What runs after the forward, in backward, is a recomputation."""
+    """Tell a recomputation in backward from a forward."""
     for norm in _training_norms(backbone):
         norm.track_running_stats = False
 

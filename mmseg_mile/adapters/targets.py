@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers of a backbone get an adapter."""
+"""The layers of a backbone that get an adapter."""
 from __future__ import annotations
 
 import difflib
@@ -75,16 +75,19 @@ def probe_images(backbone: nn.Module, count: int, side: int = 128) -> Tensor:
     return (2 * images - 1).to(next(backbone.parameters()))
 
 
-def probe_calls(backbone: nn.Module,
-                images: Tensor) -> List[Tuple[str, nn.Module, Any]]:
-    """Name, module and output of each call that a backbone's pass makes.
+# Name, module and output of a call of a module.
+Call = Tuple[str, nn.Module, Any]
+
+
+def probe_calls(backbone: nn.Module, images: Tensor) -> List[Call]:
+    """The calls that a backbone's pass makes, in the order of their ends.
 
     Args:
         backbone (nn.Module): Probed in eval mode; its own call is the last,
             of the name ''.
         images (Tensor): See :func:`probe_images`.
     """
-    calls: List[Tuple[str, nn.Module, Any]] = []
+    calls: List[Call] = []
     handles = [
         module.register_forward_hook(lambda module, _, output, name=name: calls
                                      .append((name, module, output)))

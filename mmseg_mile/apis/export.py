@@ -313,7 +313,8 @@ def _load(library: AnyPath, mixture: Mapping[str, float],
     asked = opened if any(map(has_config, opened)) else store.open(store.names)
     cfg, pipelines = config_and_pipelines(asked, expert, config)
     found = list(pipelines.values())
-    shared = found[0] if all(p == found[0] for p in found) else None
+    shared = found[0] if found and found.count(
+        found[0]) == len(found) else None
     # the mixture is given: weights of gate and embedder are not asked for
     if 'gate' in cfg.model:
         # assigned, as `update` merges into what is there
@@ -357,15 +358,15 @@ def _write_graph(stock: EncoderDecoder, meta: Dict[str, Any], cfg: Config,
         try:
             return difference(predict(stock, images), run(images), tolerance)
         except Exception as error:  # of ONNX Runtime; a shape in the graph
-            return str(error)
+            return f'{type(error).__name__}: {error}'
 
     sizes = supported_sizes(wrong_at, size)
     settings: Any = stock.data_preprocessor
     normalises = settings._enable_normalize
     test_cfg = dict(cfg.model.get('test_cfg') or {})
-    facts = dict(
-        meta,
-        **meta['dataset_meta'],
+    facts = dict(meta)
+    facts.update(
+        facts.pop('dataset_meta'),
         sizes=sizes,
         input='float32, 0 to 255, colours as RGB; normalised in the graph',
         mean=settings.mean.flatten().tolist() if normalises else None,
@@ -425,7 +426,7 @@ def predict(model: Any,
 
 
 def difference(mine: Output, theirs: Output, tolerance: float) -> str:
-    """What is wrong with the logits for the same images; '' for nothing.
+    """Complaint about logits that differ for the same images, or ''.
 
     Args:
         mine (tuple[Tensor, Tensor]): Of :func:`predict`.

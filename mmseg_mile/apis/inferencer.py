@@ -22,15 +22,16 @@ from mmengine.registry import init_default_scope
 from rich.progress import track
 
 from mmseg.structures import SegDataSample
+from mmseg_mile.files import locked
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import INDEX
-from mmseg_mile.visualization.class_colours import choose_class_colours
-from mmseg_mile.visualization.gallery import UNFAMILIAR, Caption
-from mmseg_mile.visualization.overlay import OPACITY, draw_overlay
+from mmseg_mile.visualization.overlay import (OOD_COLOUR, OPACITY, Caption,
+                                              choose_class_colours,
+                                              draw_overlay)
 from .images import ImageSource, Source, VideoFile, check_images, list_sources
 from .library_model import (build_model, change_config, choose_pipeline,
                             config_and_pipelines, known_experts)
-from .predictions import Prediction, PredictionFolder, locked
+from .predictions import Prediction, PredictionFolder
 
 
 class MILEInferencer:
@@ -90,6 +91,10 @@ class MILEInferencer:
                  cfg_options: Optional[Dict[str, Any]] = None,
                  device: Optional[str] = None,
                  show_progress: bool = True) -> None:
+        init_default_scope('mmseg')
+        if not MMLogger.check_instance_created('mmengine'):
+            # not a line for each weight that a head starts from
+            MMLogger.get_instance('mmengine', log_level='WARNING')
         self._store = open_library(library)
         names = known_experts(
             self._store.names if experts is None else experts,
@@ -108,10 +113,6 @@ class MILEInferencer:
             ood_policy=ood_policy,
             fusion=fusion,
             vocabulary=vocabulary and list(vocabulary))
-        init_default_scope('mmseg')
-        if not MMLogger.check_instance_created('mmengine'):
-            # not a line for each weight that a head starts from
-            MMLogger.get_instance('mmengine', log_level='WARNING')
         self.model = build_model(self.cfg, self._store, opened, device
                                  or get_device())
         gate = self.model.gate
@@ -250,7 +251,7 @@ class MILEInferencer:
         ])
         captions = [
             Caption(prediction.title, bold=True),
-            Caption(prediction.note, UNFAMILIAR)
+            Caption(prediction.note, OOD_COLOUR)
             if prediction.ood else Caption(prediction.note)
         ]
         legend = None
@@ -410,7 +411,8 @@ def infer_images(inferencer: MILEInferencer,
     if not skip_broken:
         check_images(sources)
     report = InferenceReport()
-    with locked(root):
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root, wait=False):
         folder = PredictionFolder(root, inferencer.settings, overwrite)
         pending = folder.pending(sources)
         found = _infer_into(folder, inferencer, pending, batch_size,

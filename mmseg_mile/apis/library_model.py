@@ -88,7 +88,7 @@ def read_pipelines(experts: Sequence[Expert]) -> Pipelines:
 
 
 def has_config(expert: Expert) -> bool:
-    """Whether an expert tells the config that it was trained with."""
+    """True if an expert keeps the config that it was trained with."""
     return 'config' in expert.provenance
 
 

@@ -15,12 +15,11 @@ from typing import (Any, Callable, Dict, Iterator, List, Optional, Sequence,
 
 import cv2
 import numpy as np
-from filelock import FileLock, Timeout
 
 from mmseg.structures import SegDataSample
 from mmseg_mile.files import read_json, write_json
 from mmseg_mile.library.edits import AnyPath
-from mmseg_mile.visualization.display_image import read_image_for_display
+from mmseg_mile.visualization.overlay import read_image_for_display
 from .images import ImageSource, Source, VideoFile
 
 
@@ -153,23 +152,6 @@ _OURS = ('labels', 'overlays', LINES, SETTINGS)
 _JPEG_QUALITY = 92
 
 Line = Dict[str, Any]
-
-
-@contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Keep other processes from writing a folder of predictions.
-
-    Raises:
-        ValueError: If one does.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(root / _LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(
-            f'another process writes {root}: wait until it has ended, or '
-            'name another folder') from error
 
 
 class PredictionFolder:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all driving datasets have in common."""
+"""Base of the driving datasets: classes, label tables, folders."""
 from __future__ import annotations
 
 from collections import defaultdict

@@ -357,17 +357,17 @@ class ReusedExperts:
 
     Args:
         work_dir (str): Of the finished run.
-        model (Any): Of this run.
+        model (ContinualSegmentor): Of this run.
         tasks (Sequence[Task]): Of the stream.
 
     Raises:
         ValueError: If the method has no experts.
     """
 
-    def __init__(self, work_dir: str, model: Any,
+    def __init__(self, work_dir: str, model: ContinualSegmentor,
                  tasks: Sequence[Task]) -> None:
         self._where = f'train_cfg.experts_from={str(work_dir)!r}'
-        if not hasattr(model, 'reuse_expert'):
+        if not model.supports_parallel:
             raise ValueError(f'{self._where}: {type(model).__name__} has no '
                              'experts; leave experts_from out')
         model.reuses_experts = True

@@ -27,7 +27,6 @@ from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.gates.simple_gates import FixedGate
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.mile.lineage import initial_experts
-from mmseg_mile.structures import Task
 from .incremental_task_loop import IncrementalTaskLoop
 from .work_dir import WorkDir
 
@@ -244,7 +243,7 @@ class ParallelTaskLoop(IncrementalTaskLoop):
     def __init__(self, *args: Any, executor: Any, num_workers: int,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not hasattr(self.model, 'reuse_expert'):
+        if not self.model.supports_parallel:
             raise ValueError(
                 f'{type(self.model).__name__} keeps no experts over a frozen '
                 'base: what it learns of a task depends on all tasks before '
@@ -295,8 +294,9 @@ class ParallelTaskLoop(IncrementalTaskLoop):
 
     def _fit_gate(self, name: str) -> Optional[str]:
         """Fit the gate to a task; returns the expert that it starts from."""
-        index, embeddings = self.names.index(name), None
+        index = self.names.index(name)
         task = self.tasks[index]
+        embeddings: Any = None
         if self._gate.needs_embeddings:
             embeddings = self.model.embed_images(
                 self.data.prototype_loader(self.runner, task,
@@ -305,7 +305,10 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         start = initial_experts(task, self.model.init_from, self.names[:index],
                                 self._gate, lambda: embeddings)
         if len(start) > 1:
-            _refuse_fused(task)
+            raise ValueError(
+                f"init_from='fused' of task {name!r} waits for {list(start)}, "
+                'but a task that is learned beside others waits for one: use '
+                "tools/train.py, or init_from='nearest'")
         self._gate.fit(name, embeddings)
         return next(iter(start), None)
 
@@ -369,13 +372,6 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         """Work dir of the process that learns a task."""
         folder = f'{self.names.index(name):02d}_{name}'
         return WorkDir(self.work_dir.path / 'workers' / folder)
-
-
-def _refuse_fused(task: Task) -> None:
-    raise ValueError(
-        f"init_from='fused' of task {task.name!r} waits for all experts "
-        "before it, so nothing could be learned at the same time: use "
-        "tools/train.py, or init_from='nearest'")
 
 
 def learn_experts(cfg: Config, executor: Any, num_workers: int) -> None:

@@ -302,7 +302,7 @@ def check_rehearsal(model: ContinualSegmentor, config: Any) -> None:
 
 
 def _is_mixed(dataset: Any) -> bool:
-    """Whether a wrapper, at any depth, puts several images together."""
+    """True of a wrapper, at any depth, that puts images together."""
     inner = list(getattr(dataset, 'datasets', ()))
     inner += [dataset.dataset] if hasattr(dataset, 'dataset') else []
     return isinstance(dataset, MultiImageMixDataset) or any(

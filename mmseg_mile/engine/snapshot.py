@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmseg_mile.library.files import write_file
+from mmseg_mile.files import write_bytes
 from mmseg_mile.structures import TensorDict
 
 _SCHEMA = 2
@@ -208,7 +208,7 @@ class TaskSnapshot:
         }
         metadata = dict(content=text, checksum=_checksum(text, tensors))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, save(tensors, metadata))
+        write_bytes(self.path, save(tensors, metadata))
 
     def _read(self) -> Dict[str, Any]:
         try:

@@ -165,9 +165,13 @@ class TaskData:
             split: _build(dataset, f'{split}_dataset of task {name!r}')
             for split, dataset in rooted.items()
         }
-        return self._task(name, rooted, iters,
-                          {k: config[k]
-                           for k in _HANDED_ON if k in config})
+        fields = {
+            key:
+            tuple(config[key])
+            if isinstance(config[key], list) else config[key]
+            for key in _HANDED_ON if key in config
+        }
+        return self._task(name, rooted, iters, fields)
 
     def _task(self, name: str, rooted: Dict[str, Dict[str, Any]], iters: int,
               fields: Dict[str, Any]) -> Task:

@@ -42,12 +42,15 @@ class TaskScore:
         digest (str): SHA-256 over those of the oracle's label maps.
         images (list[RoutedImage]): Lines of the routing log, in the order
             of the dataset, whatever processes predicted them.
+        routing_stats (Mapping[str, Any]): Of a method that routes inside
+            the network, those of the main process.
     """
     routed: DomainIoU
     oracle: Optional[DomainIoU]
     chosen: Counter = field(default_factory=Counter)
     digest: str = ''
     images: List[RoutedImage] = field(default_factory=list)
+    routing_stats: Mapping[str, Any] = field(default_factory=dict)
 
     def to_document(self) -> Dict[str, Any]:
         """As plain JSON values."""
@@ -56,7 +59,8 @@ class TaskScore:
             oracle=self.oracle and self.oracle.confusion.tolist(),
             chosen=dict(self.chosen),
             digest=self.digest,
-            images=[image.to_document() for image in self.images])
+            images=[image.to_document() for image in self.images],
+            routing_stats=self.routing_stats)
 
     @classmethod
     def from_document(cls, task: Task, document: Dict[str,
@@ -64,11 +68,12 @@ class TaskScore:
         """The score that :meth:`to_document` gave, for the same task."""
         routed, oracle = (
             document[kind]
-            and DomainIoU.from_confusion(task.classes, document[kind])
+            and DomainIoU.from_confusion(task.eval_classes, document[kind])
             for kind in ('routed', 'oracle'))
         return cls(routed, oracle, Counter(document['chosen']),
                    document['digest'],
-                   [RoutedImage.from_document(d) for d in document['images']])
+                   [RoutedImage.from_document(d)
+                    for d in document['images']], document['routing_stats'])
 
 
 class ImageLog:
@@ -129,17 +134,19 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
     Args:
         runner (Runner): Whose hooks are called.
         model (ContinualSegmentor): Left in eval mode.
-        task (Task): Its classes are the label space of the scores.
+        task (Task): Its ``eval_classes`` are those of the scores.
         loader (Iterable[dict]): Its validation images.
         data_root (str): Files are named relative to it.
         after (str): Name of the task that was learned last.
     """
     model.eval()
     has_expert = task.name in model.expert_names
-    routed, oracle = DomainIoU(task.classes), DomainIoU(task.classes)
+    routed, oracle = DomainIoU(task.eval_classes), DomainIoU(task.eval_classes)
     score = TaskScore(routed, oracle if has_expert else None)
     digests: List[bytes] = []
     log = ImageLog(task, after, data_root)
+    # those of earlier predictions are not of this task
+    model.routing_stats()
     for batch in loader:
         for sample in batch['data_samples']:
             sample.set_metainfo(dict(task=task.name))
@@ -163,6 +170,7 @@ def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,
             task=task,
             data_samples=outputs,
             oracle_samples=own)
+    score.routing_stats = model.routing_stats()
     return _gather(score, digests)
 
 
@@ -170,7 +178,7 @@ def evaluate_forced(model: ContinualSegmentor, task: Task,
                     loader: Iterable[dict], expert: str) -> float:
     """mIoU in per cent of a task with one expert forced on all images."""
     model.eval()
-    score = DomainIoU(task.classes)
+    score = DomainIoU(task.eval_classes)
     with model.forced(expert):
         for batch in loader:
             _update(score, _predict(model, batch))
@@ -237,7 +245,8 @@ def _gather(score: TaskScore, digests: List[bytes]) -> TaskScore:
         _merged([s.routed for s in scores]),
         score.oracle and _merged([s.oracle for s in scores]),
         sum((s.chosen for s in scores), Counter()),
-        images=in_order(s.images for s in scores))
+        images=in_order(s.images for s in scores),
+        routing_stats=scores[0].routing_stats)
     if total.oracle is not None:
         joined = b''.join(in_order(shares))
         total.digest = hashlib.sha256(joined).hexdigest()
@@ -334,6 +343,8 @@ def record_row(results: StreamResults, index: int, tasks: Sequence[Task],
         order = [gate.expert_names.index(name) for name in names]
         results.set_prototype_distances(distances[order][:,
                                                          order].cpu().numpy())
+    stats = {t.name: s.routing_stats for t, s in zip(tasks, scores)}
+    results.routing_stats[index] = stats if any(stats.values()) else None
     results.compute_scores()
     return {t.name: s.digest for t, s in zip(tasks, scores) if s.digest}
 

@@ -364,7 +364,7 @@ def _difference(mine: Dict[str, Any], shown: Dict[str, Any]) -> str:
 
 
 def _notes(runs: Sequence[FinishedRun]) -> List[str]:
-    """What is not the same for all runs of a table."""
+    """Settings that differ between the runs of a table."""
     methods = _by_method(runs)
 
     def values(run: FinishedRun) -> Dict[str, Any]:

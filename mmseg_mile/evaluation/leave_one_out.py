@@ -79,7 +79,7 @@ class Score:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> 'Score':
-        """What ``asdict`` gave, through JSON."""
+        """Read the JSON of ``asdict``."""
         values = dict(document, removed=tuple(document['removed']))
         if values['miou'] is None:
             values['miou'] = math.nan
@@ -112,7 +112,7 @@ class Run:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> 'Run':
-        """What ``asdict`` gave, through JSON."""
+        """Read the JSON of ``asdict``."""
         leaks = (
             Leak(tuple(leak['removed']), leak['kind'], tuple(leak['through']))
             for leak in document['leaks'])
@@ -364,7 +364,7 @@ def _cells(results: LeaveOneOut, scope: str, method: str) -> List[str]:
 
 
 def _footnotes(results: LeaveOneOut) -> List[str]:
-    """What the marks mean, and which cells there are not."""
+    """Explanation of the marks and of missing cells."""
     lines = []
     leaks = dict.fromkeys(leak for run in results.runs for leak in run.leaks)
     for leak in sorted(leaks, key=lambda leak: leak.kind):

@@ -345,7 +345,7 @@ def _read(document: Any, name: str, *shape: int) -> np.ndarray:
 
 
 def _measured(value: Any) -> Any:
-    """What :func:`write_numbers` made of nested dicts of numbers."""
+    """Undo :func:`write_numbers` in nested dicts of numbers."""
     if isinstance(value, dict):
         return {key: _measured(item) for key, item in value.items()}
     return math.nan if value is None else value

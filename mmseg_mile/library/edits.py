@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experts that come to a library, leave it, or change their names."""
+"""Experts that come to a library, leave it, or are looked at."""
 from __future__ import annotations
 
 import math
-import shutil
-import unicodedata
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
+import torch
 from torch import Tensor
 
 from mmseg_mile.adapters.adapter import (Adapter, Residual,
@@ -17,35 +16,13 @@ from mmseg_mile.adapters.adapter import (Adapter, Residual,
                                          mix_norm)
 from mmseg_mile.adapters.base_weights import (adapter_of, check_base,
                                               fingerprint, weights_checksum)
+from mmseg_mile.files import read_bytes, read_json, write_bytes, write_json
 from mmseg_mile.gates.prototypes import merge_prototypes
 from mmseg_mile.structures import Expert, check_task_name
-from mmseg_mile.structures.expert import check_classes
-from .expert_store import (ADAPTER_CONFIG, BASE, INDEX, RECORD, ExpertStore,
-                           StoredExpert)
-from .files import (check_sum, locked, pending, read_json, write_file,
-                    write_json)
-from .peft_folder import PeftConfig, unpack_base
-
-AnyPath = Union[str, Path]
-_HALF_WRITTEN = ('.new', '.old', '.partial')
-
-
-def open_library(root: AnyPath) -> ExpertStore:
-    """The library in a folder, or in a run's work dir.
-
-    Args:
-        root (str | Path): Folder with a ``library.json``, or one with a
-            folder ``library`` that has one.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    for folder in (Path(root), Path(root) / 'library'):
-        store = ExpertStore(folder)
-        if store.exists:
-            return store
-    raise ValueError(f'{root} is no library: it has no {INDEX}. Name the '
-                     'folder `library` of a work dir.')
+from mmseg_mile.structures.expert import TensorDict, check_classes
+from .expert_store import (BASE, RECORD, AnyPath, ExpertStore, StoredExpert,
+                           file_of, open_library)
+from .peft_exchange import unpack_base
 
 
 def add_expert(library: AnyPath,
@@ -56,8 +33,8 @@ def add_expert(library: AnyPath,
     """Copy an expert of another library over the same base.
 
     Its prototypes come along, so that it is routable at once. Files are
-    copied byte for byte. A library that does not exist yet is begun with
-    the other one's base.
+    copied byte for byte. A library that does not exist yet is begun with the
+    other one's base.
 
     Args:
         library (str | Path): Gets the expert.
@@ -74,9 +51,8 @@ def add_expert(library: AnyPath,
     source_store = open_library(other)
     source, = source_store.open([name])
     source.verify()
-    new = name if new is None else new
+    new = check_task_name(name if new is None else new)
     if not Path(library).exists():
-        check_task_name(new)
         store = ExpertStore(library)
         store.save_base(*source_store.load_base())
     else:
@@ -88,7 +64,7 @@ def add_expert(library: AnyPath,
             f'{store.base_fingerprint[:16]}: an adapter is a change of one '
             'base, so train its task over this one.')
     check_free(store, new, force)
-    check_statistics(store, source)
+    _check_statistics(store, source)
     store.place(new, partial(_copy_files, source, new))
     return store.open([new])[0]
 
@@ -99,9 +75,7 @@ def remove_expert(library: AnyPath, name: str) -> None:
     Raises:
         ValueError: If it is not in the library.
     """
-    store = open_library(library)
-    store.unlist(name)
-    _delete(store, name)
+    open_library(library).remove(name)
 
 
 def rename_expert(library: AnyPath,
@@ -120,49 +94,7 @@ def rename_expert(library: AnyPath,
         raise ValueError(f'expert {name!r} has this name already')
     check_free(store, new, force, but=name)
     store.place(new, partial(_copy_files, source, new), instead_of=name)
-    _delete(store, name)
     return store.open([new])[0]
-
-
-def leftovers(store: ExpertStore) -> List[Path]:
-    """What killed writes left in a library's folder, and no one needs.
-
-    That is half-written and half-replaced files, and folders of experts
-    that the library does not list. Other files and folders are not ours.
-    Open the experts first: one may still lie in its temporary folder.
-    """
-    return [
-        path for path in sorted(store.root.iterdir())
-        if path.name not in (INDEX, BASE, *store.names) and _is_ours(path)
-    ]
-
-
-def prune_library(library: AnyPath, dry_run: bool = False) -> List[Path]:
-    """Delete :func:`leftovers`.
-
-    Args:
-        library (str | Path): The library.
-        dry_run (bool): Whether to only tell what would go.
-
-    Returns:
-        list[Path]: What was, or would be, deleted.
-
-    Raises:
-        ValueError: If an expert is broken: what is left over may be its
-            last whole copy.
-    """
-    store = open_library(library)
-    for expert in store.open(store.names):
-        expert.verify()
-    # not while another process writes an expert
-    with locked(store.root):
-        found = leftovers(store)
-        for path in found if not dry_run else ():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    return found
 
 
 def check_free(store: ExpertStore,
@@ -187,18 +119,14 @@ def check_free(store: ExpertStore,
             raise ValueError(f'library {store.root} has an expert {name!r}: '
                              'choose another name, or replace it with '
                              '--force.')
-        if known not in (name, but) and _on_disk(known) == _on_disk(name):
+        if known not in (name, but) and known.casefold() == name.casefold():
             raise ValueError(f'library {store.root} has an expert {known!r}, '
                              f'and {name!r} is the same name to some disks: '
                              'choose another one.')
 
 
-def check_statistics(store: ExpertStore, expert: StoredExpert) -> None:
-    """Raise unless one gate can compare an expert with those of a library.
-
-    Raises:
-        ValueError: If its prototypes are of another kind or size.
-    """
+def _check_statistics(store: ExpertStore, expert: StoredExpert) -> None:
+    """Raise unless one gate can compare an expert with those of a library."""
     for other in store.open(store.names[:1]):
         mine, theirs = ({
             key: (value.dim(), *value.shape[1:])
@@ -215,146 +143,94 @@ def check_statistics(store: ExpertStore, expert: StoredExpert) -> None:
 
 def _copy_files(source: StoredExpert, name: str, folder: Path) -> None:
     for file, checksum in source.checksums.items():
-        write_file(folder / file, (source.folder / file).read_bytes())
-        check_sum(folder / file, checksum)
+        write_bytes(folder / file, read_bytes(source.folder / file, checksum))
+    record = source.folder / RECORD
     if name == source.name:
-        write_file(folder / RECORD, (source.folder / RECORD).read_bytes())
-        return
-    record = read_json(source.folder / RECORD)
-    write_json(folder / RECORD, dict(record, name=name))
+        write_bytes(folder / RECORD, record.read_bytes())
+    else:
+        write_json(folder / RECORD, dict(read_json(record), name=name))
 
 
-def _delete(store: ExpertStore, name: str) -> None:
-    folder = store.root / name
-    for path in (pending(folder), folder):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_ours(path: Path) -> bool:
-    if path.name.startswith('.'):
-        return path.name.endswith(_HALF_WRITTEN)
-    return path.is_dir() and all(
-        p.name in (ADAPTER_CONFIG, RECORD) or p.suffix == '.safetensors'
-        for p in path.iterdir())
-
-
-def _on_disk(name: str) -> str:
-    return unicodedata.normalize('NFKC', name).casefold()
-
-
-@dataclass
-class LibraryState:
-    """What :func:`verify_library` found.
-
-    Args:
-        num_experts (int): Experts that the library lists.
-        broken (list[str]): What is wrong, with the file it is wrong with.
-        leftovers (list[Path]): Files that no expert needs; they do no harm.
-    """
-    num_experts: int
-    broken: List[str] = field(default_factory=list)
-    leftovers: List[Path] = field(default_factory=list)
-
-
-def verify_library(library: AnyPath) -> LibraryState:
+def verify_library(library: AnyPath) -> List[str]:
     """Check all that a library holds.
 
     Checksums of every file, fields of every record, the fingerprint of the
     base computed anew, finite values, and whether each adapter fits the
     layers of the base and each head its classes.
 
+    Returns:
+        list[str]: What is broken, with the file it is broken in.
+
     Raises:
         ValueError: If there is no library, or its ``library.json`` is
             broken, without which nothing can be checked.
     """
     store = open_library(library)
-    state = LibraryState(len(store.names))
-    base = _verified_base(store, state.broken)
-    base_is_whole = not state.broken
+    broken: List[str] = []
+    base: TensorDict = {}
+    try:
+        base, stored = store.load_base()
+        if fingerprint(base) != stored:
+            broken.append(
+                f'{store.root / BASE} has the fingerprint '
+                f'{fingerprint(base)[:16]}, the library says {stored[:16]}: '
+                'restore it from a copy.')
+        broken += _not_finite(base, store.root / BASE)
+    except ValueError as error:
+        broken.append(str(error))
+    whole_base = None if broken else unpack_base(base)
     for name in store.names:
-        broken = broken_files(store, name)
-        if base_is_whole and not broken:
-            expert, = store.open([name])
-            broken = _wrong_content(expert, base, store.base_fingerprint)
-        state.broken += broken
-    state.leftovers = leftovers(store)
-    return state
+        broken += _problems(store, name, whole_base)
+    return broken
 
 
-def broken_files(store: ExpertStore, name: str) -> List[str]:
-    """What is wrong with the files of an expert, each by its path."""
+def _problems(store: ExpertStore,
+              name: str,
+              base: Optional[Mapping[str, Tensor]] = None) -> List[str]:
+    """What is wrong with an expert, each with the file it is wrong in.
+
+    Args:
+        store (ExpertStore): The library.
+        name (str): The expert.
+        base (Mapping[str, Tensor], optional): Layers of the base, to check
+            also what checksums do not tell. Defaults to None.
+    """
     try:
         expert, = store.open([name])
     except ValueError as error:
         return [str(error)]
-    broken = []
+    problems = []
+
+    def check(where: str, act: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            act(*arguments)
+        except ValueError as error:
+            problems.append(f'{where}{error}')
+
     for file, checksum in expert.checksums.items():
-        try:
-            check_sum(expert.folder / file, checksum)
-        except ValueError as error:
-            broken.append(str(error))
-    return broken
-
-
-def _verified_base(store: ExpertStore, broken: List[str]) -> Dict[str, Tensor]:
-    path = store.root / BASE
-    try:
-        base, stored = store.load_base()
-    except ValueError as error:
-        broken.append(str(error))
-        return {}
-    if fingerprint(base) != stored:
-        broken.append(f'{path} has the fingerprint {fingerprint(base)[:16]}, '
-                      f'the library says {stored[:16]}: restore it from a '
-                      'copy.')
-    broken += _not_finite(base, path)
-    return unpack_base(base)
-
-
-def _wrong_content(expert: StoredExpert, base: Mapping[str, Tensor],
-                   base_fingerprint: str) -> List[str]:
-    """What checksums do not tell: an expert that was written wrong."""
-    folder = expert.folder
-    checks: List[Any] = [
-        lambda: check_base([expert], base_fingerprint),
-        lambda: check_classes(expert),
-        lambda: adapter_of(expert, base),
-        lambda: _check_settings(expert),
-    ]
-    broken = []
-    for check in checks:
-        try:
-            check()
-        except ValueError as error:
-            broken.append(f'{folder}: {error}')
+        check('', read_bytes, expert.folder / file, checksum)
+    if base is None or problems:
+        return problems
+    where = f'{expert.folder}: '
+    check(where, check_base, [expert], store.base_fingerprint)
+    check(where, check_classes, expert)
+    check(where, adapter_of, expert, base)
     for part, tensors in expert.parts.items():
-        # an infinite reach says that nothing was calibrated
-        known = {
-            key: value
-            for key, value in tensors.items()
-            if (part, key) != ('prototypes', 'reach')
-        }
-        broken += _not_finite(known, folder)
-    return broken
+        problems += _not_finite(tensors, expert.folder / file_of(part))
+    return problems
 
 
-def _check_settings(expert: StoredExpert) -> None:
-    """PEFT's file and the record must tell one rank and scaling."""
-    if not expert.parts.get('adapter'):
-        return
-    stored = PeftConfig(expert.folder).lora_config
-    config = expert.configs['adapter']
-    told = {key: config.get(key, stored[key]) for key in stored}
-    if stored != told:
-        raise ValueError(f'adapter_config.json says {stored}, expert.json '
-                         f'{told}')
-
-
-def _not_finite(tensors: Mapping[str, Tensor], where: Path) -> List[str]:
+def _not_finite(tensors: Mapping[str, Tensor], path: Path) -> List[str]:
+    # an infinite statistic of a gate says that nothing was calibrated
+    bad = torch.isnan if path.stem == 'prototypes' else _is_not_finite
     return [
-        f'{where}: {key!r} holds values that are not finite'
-        for key, value in tensors.items() if not value.isfinite().all()
+        f'{path}: {key!r} holds values that are not finite'
+        for key, value in tensors.items() if bad(value).any()
     ]
+
+
+def _is_not_finite(value: Tensor) -> Tensor:
+    return ~value.isfinite()
 
 
 @dataclass
@@ -423,29 +299,10 @@ def merge_experts(library: AnyPath,
     experts = {e.name: e.load() for e in store.open(list(shares))}
     merged = Merged(new, 0, head, shares)
     adapter = _merged_adapter(store, experts, merged, rank)
-    chosen = experts[head]
-    norm = dict(norm=adapter.norm) if adapter.norm else {}
-    kept = dict(adapter=adapter.lora, head=chosen.parts['head'], **norm)
     prototypes = merge_prototypes(
         [e.parts['prototypes'] for e in experts.values()], pooled)
-    store.save(
-        replace(
-            chosen,
-            name=new,
-            parts=dict(kept, prototypes=prototypes),
-            configs=dict(
-                chosen.configs,
-                adapter=dict(chosen.configs['adapter'],
-                             **_plain(merged.rank))),
-            provenance=dict(
-                _provenance(experts, merged),
-                weights_sha256=weights_checksum(kept))))
+    store.save(_merged_expert(experts, merged, adapter, prototypes))
     return merged
-
-
-def _plain(rank: int) -> Dict[str, Any]:
-    """Settings of an adapter of scaling 1."""
-    return dict(r=rank, lora_alpha=rank, use_rslora=False)
 
 
 def _checked_weights(names: Sequence[str],
@@ -485,11 +342,115 @@ def _merged_adapter(store: ExpertStore, experts: Dict[str, Expert],
     return adapter
 
 
-def _provenance(experts: Dict[str, Expert], merged: Merged) -> Dict[str, Any]:
-    parts: List[Dict[str, Any]] = [
-        dict(
-            expert=name,
-            weight=merged.weights[name],
-            provenance=expert.provenance) for name, expert in experts.items()
+def _merged_expert(experts: Mapping[str, Expert], merged: Merged,
+                   adapter: Adapter, prototypes: TensorDict) -> Expert:
+    chosen = experts[merged.head]
+    config = dict(
+        chosen.configs['adapter'],
+        # of scaling 1
+        r=merged.rank,
+        lora_alpha=merged.rank,
+        use_rslora=False)
+    norm = dict(norm=adapter.norm) if adapter.norm else {}
+    weights = dict(adapter=adapter.lora, head=chosen.parts['head'], **norm)
+    origin = [
+        dict(expert=name, weight=weight, provenance=experts[name].provenance)
+        for name, weight in merged.weights.items()
     ]
-    return dict(merged_from=parts, rank=merged.rank, head_from=merged.head)
+    return replace(
+        chosen,
+        name=merged.name,
+        parts=dict(weights, prototypes=prototypes),
+        configs=dict(chosen.configs, adapter=config),
+        provenance=dict(
+            merged_from=origin,
+            rank=merged.rank,
+            head_from=merged.head,
+            weights_sha256=weights_checksum(weights)))
+
+
+def list_experts(library: AnyPath) -> List[Dict[str, Any]]:
+    """Every expert of a library, with all its files checked.
+
+    Returns:
+        list[dict]: One row of a table per expert; of a broken one, only
+        ``expert`` and ``checksums``, which says what is wrong.
+
+    Raises:
+        ValueError: If there is no library.
+    """
+    store = open_library(library)
+    rows, experts = [], []
+    for name in store.names:
+        broken = _problems(store, name)
+        rows.append(dict(expert=name, checksums=(broken or ['ok'])[0]))
+        if not broken:
+            experts += store.open([name])
+    # what an expert is called now, by the checksum of its weights
+    names = {e.provenance.get('weights_sha256'): e.name for e in experts}
+    facts = {e.name: _facts(e, names) for e in experts}
+    return [dict(facts.get(row['expert'], {}), **row) for row in rows]
+
+
+def show_expert(library: AnyPath, name: str) -> Dict[str, Any]:
+    """All that the record of an expert tells, and the sizes of its files.
+
+    Returns:
+        dict: The fields of ``expert.json``, ``bytes`` by file, and
+        ``parameters`` by part.
+
+    Raises:
+        ValueError: If there is no such expert, or its record was changed.
+    """
+    expert, = open_library(library).open([name])
+    return dict(
+        read_json(expert.folder / RECORD),
+        bytes={
+            file: (expert.folder / file).stat().st_size
+            for file in expert.checksums
+        },
+        parameters=expert.num_values())
+
+
+def _facts(expert: StoredExpert, names: Mapping[Any, str]) -> Dict[str, Any]:
+    values = expert.num_values()
+    sizes = [path.stat().st_size for path in expert.folder.iterdir()]
+    return {
+        'expert': expert.name,
+        'classes': len(expert.classes),
+        'rank': expert.configs.get('adapter', {}).get('r'),
+        'parameters': sum(v for k, v in values.items() if k != 'prototypes'),
+        'bytes': sum(sizes),
+        'task data': _task_data(expert.provenance),
+        'started from': _started_from(expert.provenance, names)
+    }
+
+
+def _task_data(provenance: Mapping[str, Any]) -> str:
+    """What an expert was trained on, in a few words.
+
+    Training writes the config of its dataset into the provenance, a merge
+    its experts, an import its folder.
+    """
+    if 'merged_from' in provenance:
+        parts = provenance['merged_from']
+        return ' + '.join(f'{p["weight"]:.3g} {p["expert"]}' for p in parts)
+    if 'imported_from' in provenance:
+        return f'PEFT folder {provenance["imported_from"]}'
+    config = provenance.get('train_dataset', {})
+    return ' '.join(
+        str(config[key])
+        for key in ('type', 'data_root') if key in config) or 'unknown'
+
+
+def _started_from(provenance: Mapping[str, Any], names: Mapping[Any,
+                                                                str]) -> str:
+    """Names of an expert's parents, as ``names`` calls them now."""
+    for made in ('merged', 'imported'):
+        if f'{made}_from' in provenance:
+            return made
+    if 'started_from' not in provenance:
+        return 'unknown'
+    return ', '.join(
+        names.get(checksum, name)
+        for name, checksum in provenance['started_from'].items()) or 'base'

@@ -3,184 +3,119 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterator, List, Mapping, Optional,
-                    Sequence, Tuple, Union)
+from typing import (Any, Callable, ClassVar, Dict, Iterator, List, Mapping,
+                    Optional, Sequence, Tuple, Union, get_args, get_origin,
+                    get_type_hints)
 
 from peft import LoraConfig
 
+from mmseg_mile.files import (locked, new_folder, num_values, read_bytes,
+                              read_json, read_tensors, sha256, write_json,
+                              write_tensors, write_text)
 from mmseg_mile.structures import Expert, Task, check_task_name
 from mmseg_mile.structures.expert import TensorDict
-from .files import (check_sum, finish_swap, fresh_folder, locked, new_folder,
-                    num_values, pending, read_json, read_tensors, sha256,
-                    swap_in, write_file, write_json, write_tensors)
 from .stored_config import check_types, from_json, to_json
 
-EXPERT_SCHEMA = 2
-LIBRARY_SCHEMA = 2
-ADAPTER_CONFIG = 'adapter_config.json'
-ADAPTER = 'adapter_model.safetensors'
+AnyPath = Union[str, Path]
+INDEX = 'library.json'
 BASE = 'base.safetensors'
 RECORD = 'expert.json'
-
-_TENSORS = '.safetensors'
-_FILE_OF_PART = re.compile(r'[a-z][a-z0-9_]*\.safetensors')
-_LORA_KEYS = {'r', 'lora_alpha', 'lora_dropout', 'use_rslora'}
-_Check = Callable[[Any], bool]
-
-
-def read_expert_record(folder: Path, checksum: str) -> Dict[str, Any]:
-    """Read and check the ``expert.json`` of a folder.
-
-    Args:
-        folder (Path): Of the expert.
-        checksum (str): SHA-256 of the record when it was written.
-
-    Raises:
-        ValueError: If it is missing, changed, or holds what no expert has;
-            names the file and the field.
-    """
-    path = folder / RECORD
-    record = read_json(path, checksum)
-    _check_fields(path, record, _EXPERT, f'expert of schema {EXPERT_SCHEMA}')
-    if record['name'] != folder.name:
-        raise ValueError(f'{path} belongs to expert {record["name"]!r}, '
-                         f'not to folder {folder.name!r}')
-    record['configs'] = from_json(record['configs'])
-    check_types(record['configs'], path)
-    return record
-
-
-def read_library_index(path: Path) -> Dict[str, Any]:
-    """Read and check a ``library.json``.
-
-    Raises:
-        ValueError: As :func:`read_expert_record`.
-    """
-    index = read_json(path)
-    _check_fields(path, index, _LIBRARY, f'library of schema {LIBRARY_SCHEMA}')
-    listed = {BASE, *(f'{name}/{RECORD}' for name in index['experts'])}
-    if set(index['files']) != listed:
-        raise ValueError(f'{path}: files must list {sorted(listed)}, got '
-                         f'{sorted(index["files"])}')
-    return index
-
-
-def _check_fields(path: Path, content: Dict[str, Any],
-                  checks: Dict[str, _Check], what: str) -> None:
-    if set(content) != set(checks) or not checks['schema'](content['schema']):
-        raise ValueError(f'{path} is no {what}: it must have exactly the '
-                         f'fields {sorted(checks)}')
-    wrong = next((k for k, check in checks.items() if not check(content[k])),
-                 None)
-    if wrong is not None:
-        raise ValueError(f'{path}: {wrong} holds {content[wrong]!r}, which no '
-                         f'{what} has: restore the file from a copy.')
-
-
-def _is_name(value: Any) -> bool:
-    try:
-        check_task_name(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are(check: _Check, value: Any, least: int = 0) -> bool:
-    return isinstance(value, list) and len(value) >= least and all(
-        map(check, value))
-
-
-def _are_different(check: _Check, value: Any, least: int = 0) -> bool:
-    return _are(check, value, least) and len(set(value)) == len(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_colour(value: Any) -> bool:
-    return _are(_is_whole, value) and len(value) == 3
-
-
-def _is_lora_config(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) <= _LORA_KEYS and (
-        _is_whole(value.get('r')) and value['r'] > 0
-        and _is_number(value.get('lora_alpha'))
-        and all(isinstance(v, (int, float)) for v in value.values()))
-
-
-def _are_digests(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v)
-        for v in value.values())
-
-
-def _are_parts(value: Any) -> bool:
-    return _are_digests(value) and all(
-        file == ADAPTER_CONFIG or _FILE_OF_PART.fullmatch(file)
-        for file in value) and (ADAPTER in value) == (
-            ADAPTER_CONFIG in value)
-
-
-def _are_configs(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        _is_lora_config(config) if part ==
-        'adapter' else isinstance(config, dict)
-        for part, config in value.items())
-
-
-_EXPERT: Dict[str, _Check] = dict(
-    schema=lambda v: _is_whole(v) and v == EXPERT_SCHEMA,
-    name=_is_name,
-    classes=lambda v: _are_different(_is_text, v, 1),
-    palette=lambda v: _are(_is_colour, v),
-    configs=_are_configs,
-    base_fingerprint=_is_text,
-    provenance=lambda v: isinstance(v, dict),
-    files=_are_parts)
-_LIBRARY: Dict[str, _Check] = dict(
-    schema=lambda v: _is_whole(v) and v == LIBRARY_SCHEMA,
-    base_fingerprint=_is_text,
-    experts=lambda v: _are_different(_is_name, v),
-    files=_are_digests)
-
+ADAPTER_CONFIG = 'adapter_config.json'
+ADAPTER = 'adapter_model.safetensors'
 PEFT_PREFIX = 'base_model.model.'
 
-
-def file_of(part: str) -> str:
-    """Name of the file of a part; that of the adapter is PEFT's."""
-    return ADAPTER if part == 'adapter' else f'{part}{_TENSORS}'
+_FILE = re.compile(r'[a-z]\w*\.safetensors|adapter_config\.json', re.ASCII)
 
 
-def part_of(file: str) -> str:
-    """Inverse of :func:`file_of`."""
-    return 'adapter' if file == ADAPTER else file[:-len(_TENSORS)]
+@dataclass
+class ExpertRecord:
+    """Contents of an ``expert.json``: an expert but for its tensors.
+
+    ``files`` has the SHA-256 of each other file of the folder;
+    ``base_fingerprint`` is '' for a model without a base.
+    """
+    SCHEMA: ClassVar[int] = 2
+
+    name: str
+    classes: List[str]
+    palette: List[List[int]]
+    configs: Dict[str, Dict[str, Any]]
+    base_fingerprint: str
+    provenance: Dict[str, Any]
+    files: Dict[str, str]
+
+
+@dataclass
+class LibraryIndex:
+    """Contents of a ``library.json``.
+
+    ``experts`` has the SHA-256 of each expert's record by its name, in the
+    order in which they were learned.
+    """
+    SCHEMA: ClassVar[int] = 3
+
+    base_fingerprint: str
+    base_checksum: str
+    experts: Dict[str, str]
+
+
+def read_record(kind: Any, path: Path, checksum: Optional[str] = None) -> Any:
+    """Read an ``expert.json`` or a ``library.json``.
+
+    Args:
+        kind (type): :class:`ExpertRecord` or :class:`LibraryIndex`.
+        path (Path): The file.
+        checksum (str, optional): Its SHA-256 when it was written. Defaults
+            to None: not known.
+
+    Raises:
+        ValueError: If it is broken, changed, or of another schema, or a
+            field is missing or of the wrong type; names file and field.
+    """
+    content = read_json(path, checksum)
+    schema = content.pop('schema', None) if isinstance(content, dict) else None
+    if schema != kind.SCHEMA:
+        raise ValueError(
+            f'{path} is of schema {schema!r}, this version reads '
+            f'{kind.SCHEMA}: use the version that wrote it, or train again')
+    hints = get_type_hints(kind)
+    del hints['SCHEMA']
+    wrong = sorted(content.keys() ^ hints.keys())
+    if wrong:
+        raise ValueError(f'{path} must have exactly the fields '
+                         f'{sorted(hints)}; missing or unknown: {wrong}')
+    for field, hint in hints.items():
+        if not _fits(content[field], hint):
+            raise ValueError(f'{path}: {field} must be {hint}, got '
+                             f'{content[field]!r}: restore it from a copy')
+    return kind(**content)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a type, elements included."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (list, dict):
+        items = value.values() if isinstance(value, dict) else value
+        return isinstance(value, kind) and all(
+            _fits(item, inner[-1]) for item in items)
+    return hint is Any or type(value) is hint
 
 
 class _StoredParts(Mapping[str, TensorDict]):
-    """Parts of an expert, each read from its file and checked when asked for.
-
-    Args:
-        folder (Path): Of the expert.
-        checksums (dict[str, str]): SHA-256 of each file.
-    """
+    """Parts of an expert, each read and checked whenever it is asked for."""
 
     def __init__(self, folder: Path, checksums: Dict[str, str]) -> None:
         self._folder = folder
         self._checksums = checksums
         self._names = [
-            part_of(file) for file in checksums if file != ADAPTER_CONFIG
+            'adapter' if file == ADAPTER else Path(file).stem
+            for file in checksums if file != ADAPTER_CONFIG
         ]
 
     def __getitem__(self, part: str) -> TensorDict:
@@ -188,13 +123,9 @@ class _StoredParts(Mapping[str, TensorDict]):
             raise KeyError(part)
         path = self._folder / file_of(part)
         tensors = read_tensors(path, self._checksums[path.name])
-        if part != 'adapter':
-            return tensors
-        foreign = [key for key in tensors if not key.startswith(PEFT_PREFIX)]
-        if foreign:
-            raise ValueError(f'{path} holds {foreign[0]!r}: PEFT writes keys '
-                             f'that begin with {PEFT_PREFIX}')
-        return {key[len(PEFT_PREFIX):]: v for key, v in tensors.items()}
+        if part == 'adapter':
+            return {k.removeprefix(PEFT_PREFIX): v for k, v in tensors.items()}
+        return tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -213,33 +144,43 @@ class StoredExpert(Expert):
     opens as fast as its records.
 
     Args:
-        folder (Path): As :class:`ExpertStore` writes it.
-        checksum (str): SHA-256 of its record, as the library lists it.
+        folder (Path): As :func:`write_expert` fills it.
+        checksum (str, optional): SHA-256 of its record. Defaults to None:
+            not known.
 
     Raises:
-        ValueError: If a file is missing, or one that is read is truncated
-            or changed; names the file.
+        ValueError: If the record is missing, changed, or not one of an
+            expert, or if a file is missing; names the file.
     """
 
     is_stored = True
 
-    def __init__(self, folder: Path, checksum: str) -> None:
-        record = read_expert_record(folder, checksum)
-        self.folder = folder
-        #: SHA-256 of each file but the record.
-        self.checksums: Dict[str, str] = record['files']
-        for file in self.checksums:
+    def __init__(self, folder: Path, checksum: Optional[str] = None) -> None:
+        path = folder / RECORD
+        record = read_record(ExpertRecord, path, checksum)
+        if record.name != folder.name:
+            raise ValueError(f'{path} belongs to expert {record.name!r}, '
+                             f'not to folder {folder.name!r}')
+        for file in record.files:
+            # a record may come from anyone, and must not name other folders
+            if not _FILE.fullmatch(file):
+                raise ValueError(f'{path} names the file {file!r}, which no '
+                                 'expert has')
             if not (folder / file).is_file():
                 raise ValueError(f'{folder / file} is missing: restore it '
                                  'from a copy, or train its task again.')
         super().__init__(
-            name=record['name'],
-            classes=tuple(record['classes']),
-            palette=tuple(tuple(c) for c in record['palette']),
-            parts=_StoredParts(folder, self.checksums),
-            configs=record['configs'],
-            base_fingerprint=record['base_fingerprint'],
-            provenance=record['provenance'])
+            name=record.name,
+            classes=tuple(record.classes),
+            palette=tuple(tuple(colour) for colour in record.palette),
+            parts=_StoredParts(folder, record.files),
+            configs=from_json(record.configs),
+            base_fingerprint=record.base_fingerprint,
+            provenance=record.provenance)
+        check_types(self.configs, path)
+        self.folder = folder
+        #: SHA-256 of each file but the record.
+        self.checksums = record.files
 
     def verify(self) -> None:
         """Check every file of the expert.
@@ -247,8 +188,8 @@ class StoredExpert(Expert):
         Raises:
             ValueError: If one is missing, truncated or changed; names it.
         """
-        for file, expected in self.checksums.items():
-            check_sum(self.folder / file, expected)
+        for file, checksum in self.checksums.items():
+            read_bytes(self.folder / file, checksum)
 
     def load(self) -> Expert:
         """The whole expert, every file of it checked."""
@@ -270,7 +211,54 @@ class StoredExpert(Expert):
         }
 
 
-INDEX = 'library.json'
+def file_of(part: str) -> str:
+    """Name of the file of a part; that of the adapter is PEFT's."""
+    return ADAPTER if part == 'adapter' else f'{part}.safetensors'
+
+
+def write_expert(expert: Expert, folder: Path) -> None:
+    """Fill an empty folder with the files of an expert, its record last."""
+    for part, tensors in expert.parts.items():
+        if part == 'adapter':
+            config = LoraConfig(
+                target_modules=sorted(
+                    {key.rsplit('.lora_', 1)[0]
+                     for key in tensors}),
+                inference_mode=True,
+                base_model_name_or_path=expert.base_fingerprint,
+                **expert.configs['adapter'])
+            write_peft_config(folder, config)
+            tensors = {PEFT_PREFIX + k: v for k, v in tensors.items()}
+        write_tensors(folder / file_of(part), tensors)
+    record = ExpertRecord(
+        name=expert.name,
+        classes=list(expert.classes),
+        palette=[list(colour) for colour in expert.palette],
+        configs=to_json(expert.configs),
+        base_fingerprint=expert.base_fingerprint,
+        provenance=expert.provenance,
+        files={p.name: sha256(p)
+               for p in sorted(folder.iterdir())})
+    write_json(folder / RECORD, dict(schema=record.SCHEMA, **vars(record)))
+
+
+def write_peft_config(folder: Path, config: LoraConfig, **more: Any) -> None:
+    """Write ``adapter_config.json`` as PEFT does, sets in a fixed order.
+
+    Args:
+        folder (Path): Where to.
+        config (LoraConfig): The settings.
+        **more: Further fields.
+    """
+    content = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+    }
+    write_text(folder / ADAPTER_CONFIG,
+               json.dumps({
+                   **content,
+                   **more
+               }, indent=2, sort_keys=True))
 
 
 class ExpertStore:
@@ -278,25 +266,22 @@ class ExpertStore:
 
     ::
 
-        library.json                    schema, base, order, checksums
+        library.json                    base, order, checksums of the records
         base.safetensors                the frozen base
         <expert>/adapter_config.json    as PEFT writes them
                  adapter_model.safetensors
-                 head.safetensors
-                 norm.safetensors       where the expert owns norm layers
-                 prototypes.safetensors
+                 <part>.safetensors     head, norm, prototypes, ...
                  expert.json            classes, configs, checksums
 
-    The index has the checksum of each expert's record, and the record those
-    of the expert's files. An expert is written to a hidden folder, which is
-    the library's once ``library.json`` lists its checksum, and which then
-    takes the place of an older one.
+    An expert is written to a hidden folder. It is the library's once
+    ``library.json`` lists the checksum of its record, and then takes its
+    place; so a process may be killed at any moment.
 
     Args:
         root (str | Path): Folder of the library; need not exist yet.
     """
 
-    def __init__(self, root: Union[str, Path]) -> None:
+    def __init__(self, root: AnyPath) -> None:
         self.root = Path(root)
 
     @property
@@ -305,14 +290,22 @@ class ExpertStore:
         return (self.root / INDEX).exists()
 
     @property
+    def index(self) -> LibraryIndex:
+        """LibraryIndex: Read anew each time."""
+        index = read_record(LibraryIndex, self.root / INDEX)
+        for name in index.experts:
+            check_task_name(name)
+        return index
+
+    @property
     def names(self) -> List[str]:
         """list[str]: Experts in the order in which they were learned."""
-        return list(self._index()['experts']) if self.exists else []
+        return list(self.index.experts) if self.exists else []
 
     @property
     def base_fingerprint(self) -> str:
         """str: Of the base that all experts were trained on."""
-        return self._index()['base_fingerprint']
+        return self.index.base_fingerprint
 
     def save_base(self, state: TensorDict, fingerprint: str) -> None:
         """Write the frozen base of the library.
@@ -321,37 +314,36 @@ class ExpertStore:
             ValueError: If the library holds experts of another base.
             OSError: If the disk is full or fails.
         """
-        index = self._index() if self.exists else {}
-        if index.get('experts') and index['base_fingerprint'] != fingerprint:
-            raise ValueError(f'library {self.root} belongs to the base '
-                             f'{index["base_fingerprint"][:16]}, this base is '
-                             f'{fingerprint[:16]}: choose another folder.')
         self.root.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.root / BASE, state)
-        self._write_index(
-            fingerprint, index.get('experts', []),
-            dict(index.get('files', {}), **{BASE: sha256(self.root / BASE)}))
+        with locked(self.root):
+            experts = self.index.experts if self.exists else {}
+            if experts and self.base_fingerprint != fingerprint:
+                raise ValueError(f'library {self.root} belongs to the base '
+                                 f'{self.base_fingerprint[:16]}, this base is '
+                                 f'{fingerprint[:16]}: choose another folder.')
+            write_tensors(self.root / BASE, state)
+            self._write_index(
+                LibraryIndex(fingerprint, sha256(self.root / BASE), experts))
 
     def load_base(self) -> Tuple[TensorDict, str]:
         """The base's tensors and its fingerprint."""
-        index = self._index()
+        index = self.index
         return (read_tensors(self.root / BASE,
-                             index['files'][BASE]), index['base_fingerprint'])
+                             index.base_checksum), index.base_fingerprint)
 
     def save(self, expert: Expert) -> None:
-        """Write an expert and list it.
+        """Write an expert and list it as the newest.
 
         Raises:
             ValueError: If it belongs to another base than the library.
             OSError: If the disk is full or fails; the library stays whole.
         """
-        index = self._index()
-        if index['base_fingerprint'] != expert.base_fingerprint:
+        if self.base_fingerprint != expert.base_fingerprint:
             raise ValueError(
                 f'expert {expert.name!r} belongs to the base '
                 f'{expert.base_fingerprint[:16]}, library {self.root} to '
-                f'{index["base_fingerprint"][:16]}')
-        self.place(expert.name, partial(self._write_expert, expert))
+                f'{self.base_fingerprint[:16]}')
+        self.place(expert.name, partial(write_expert, expert))
 
     def place(self,
               name: str,
@@ -362,48 +354,42 @@ class ExpertStore:
         Args:
             name (str): The expert; an older one of this name is replaced.
             write (Callable): Gets an empty folder and fills it.
-            instead_of (str, optional): Expert that is no longer listed, and
-                whose place in the order the new one takes. Defaults to
-                None: it comes last.
+            instead_of (str, optional): Expert that goes, and whose place in
+                the order the new one takes. Defaults to None: it comes last.
 
         Raises:
             OSError: If the disk is full or fails; the library stays whole.
         """
         folder = self._folder(name)
         with locked(self.root):
-            index = self._index()
-            if name in index['experts']:
-                self._finish_saving(name, index)
-            names = [n for n in index['experts'] if n != name]
-            files = dict(index['files'])
-            with fresh_folder(folder) as fresh:
+            index = self.index
+            self._clean_up(index)
+            with new_folder(_hidden(folder, 'new')) as fresh:
                 write(fresh)
-            files[_listed(name)] = sha256(fresh / RECORD)
-            if instead_of is not None and instead_of in names:
-                names[names.index(instead_of)] = name
-                del files[_listed(instead_of)]
-            else:
-                names.append(name)
-            # from here on the new folder counts, or still the old one
-            self._write_index(index['base_fingerprint'], names, files)
-            swap_in(folder)
+            checksum = sha256(_hidden(folder, 'new') / RECORD)
+            # it may take the place of another one, else it comes last
+            experts = {
+                name if known == instead_of else known: old
+                for known, old in index.experts.items() if known != name
+            }
+            experts[name] = checksum
+            if instead_of is not None:
+                self._hide(instead_of)
+            self._write_index(replace(index, experts=experts))
 
-    def unlist(self, name: str) -> None:
-        """Take an expert off the library; its folder is nobody's then.
+    def remove(self, name: str) -> None:
+        """Take an expert out; all other files stay as they are.
 
         Raises:
             ValueError: If it is not in the library.
         """
         with locked(self.root):
-            index = self._index()
+            index = self.index
             self._require([name], index)
-            self._write_index(
-                index['base_fingerprint'],
-                [n for n in index['experts'] if n != name], {
-                    file: checksum
-                    for file, checksum in index['files'].items()
-                    if file != _listed(name)
-                })
+            self._clean_up(index)
+            self._hide(name)
+            experts = {k: v for k, v in index.experts.items() if k != name}
+            self._write_index(replace(index, experts=experts))
 
     def load(self, name: str) -> Expert:
         """Read an expert after checking every file of it.
@@ -415,23 +401,25 @@ class ExpertStore:
         return self.open([name])[0].load()
 
     def open(self, names: Sequence[str]) -> List[StoredExpert]:
-        """Read the records and prototypes of experts, and no more.
+        """Read the records of experts, and no more.
 
         Files that an expert is not asked for are not read; they are checked
         when they are. :meth:`StoredExpert.verify` checks all of them.
 
         Raises:
-            ValueError: If one is not in the library, or a file is missing,
-                or one that is read was changed; names the file.
+            ValueError: If one is not in the library, or its record was
+                changed or a file is missing; names the file.
         """
         if not names:
             return []
-        index = self._index()
+        index = self.index
+        if any(self._whole_but_hidden(name, index) for name in names):
+            with locked(self.root):
+                index = self.index
+                self._clean_up(index)
         self._require(names, index)
-        for name in names:
-            self._finish_saving(name, index)
         return [
-            StoredExpert(self._folder(name), index['files'][_listed(name)])
+            StoredExpert(self._folder(name), index.experts[name])
             for name in names
         ]
 
@@ -455,105 +443,88 @@ class ExpertStore:
         """Size of an expert on disk."""
         return sum(f.stat().st_size for f in self._folder(name).iterdir())
 
-    def _write_expert(self, expert: Expert, folder: Path) -> None:
-        for part, tensors in expert.parts.items():
-            if part == 'adapter':
-                _write_adapter_config(expert, folder)
-                tensors = {PEFT_PREFIX + k: v for k, v in tensors.items()}
-            write_tensors(folder / file_of(part), tensors)
-        write_json(
-            folder / RECORD,
-            dict(
-                schema=EXPERT_SCHEMA,
-                name=expert.name,
-                classes=expert.classes,
-                palette=expert.palette,
-                configs=to_json(expert.configs),
-                base_fingerprint=expert.base_fingerprint,
-                provenance=expert.provenance,
-                files={
-                    file.name: sha256(file)
-                    for file in sorted(folder.iterdir())
-                }))
-
     def _folder(self, name: str) -> Path:
         return self.root / check_task_name(name)
 
-    def _index(self) -> Dict[str, Any]:
-        return read_library_index(self.root / INDEX)
-
-    def _require(self, names: Sequence[str], index: Dict[str, Any]) -> None:
-        known = index['experts']
-        unknown = [name for name in names if name not in known]
+    def _require(self, names: Sequence[str], index: LibraryIndex) -> None:
+        unknown = [name for name in names if name not in index.experts]
         if unknown:
             raise ValueError(f'library {self.root} has no expert '
-                             f'{unknown[0]!r}; experts: {known}')
+                             f'{unknown[0]!r}; experts: {list(index.experts)}')
 
-    def _finish_saving(self, name: str, index: Dict[str, Any]) -> None:
-        """Move an expert that was listed when its process was killed."""
-        folder = self._folder(name)
-        record = pending(folder) / RECORD
-        if record.is_file() and sha256(record) == index['files'][_listed(
-                name)]:
-            swap_in(folder)
+    def _write_index(self, index: LibraryIndex) -> None:
+        # from here on what it lists counts, before it the old library
+        write_json(self.root / INDEX, dict(schema=index.SCHEMA, **vars(index)))
+        self._clean_up(index)
 
-    def _write_index(self, fingerprint: str, names: List[str],
-                     checksums: Dict[str, str]) -> None:
-        write_json(
-            self.root / INDEX,
-            dict(
-                schema=LIBRARY_SCHEMA,
-                base_fingerprint=fingerprint,
-                experts=names,
-                files=checksums))
+    def _hide(self, name: str) -> None:
+        old = _hidden(self._folder(name), 'old')
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(self._folder(name), old)
 
+    def _whole_but_hidden(self, name: str,
+                          index: LibraryIndex) -> Optional[Path]:
+        """Where an expert lies that a killed writer has not put in place."""
+        for ending in ('new', 'old'):
+            folder = _hidden(self._folder(name), ending)
+            record = folder / RECORD
+            if record.is_file() and sha256(record) == index.experts.get(name):
+                return folder
+        return None
 
-def _listed(name: str) -> str:
-    """Under which the index has the checksum of an expert's record."""
-    return f'{name}/{RECORD}'
+    def _clean_up(self, index: LibraryIndex) -> None:
+        """Finish what a writer began, this one or one that was killed.
 
-
-def _write_adapter_config(expert: Expert, folder: Path) -> None:
-    """``adapter_config.json`` as PEFT writes it, sets in a fixed order."""
-    targets = {k.rsplit('.lora_', 1)[0] for k in expert.parts['adapter']}
-    config = LoraConfig(
-        target_modules=sorted(targets),
-        inference_mode=True,
-        base_model_name_or_path=expert.base_fingerprint,
-        **expert.configs['adapter'])
-    content = {
-        key: sorted(value) if isinstance(value, set) else value
-        for key, value in config.to_dict().items()
-    }
-    text = json.dumps(content, indent=2, sort_keys=True)
-    write_file(folder / ADAPTER_CONFIG, text.encode())
+        A hidden folder whose record is listed is the expert's and takes its
+        place; every other unfinished file or folder goes.
+        """
+        for name in index.experts:
+            whole = self._whole_but_hidden(name, index)
+            if whole is not None:
+                shutil.rmtree(self._folder(name), ignore_errors=True)
+                os.replace(whole, self._folder(name))
+        for path in self.root.glob('.*'):
+            if path.suffix in ('.new', '.old'):
+                shutil.rmtree(path)
+            elif path.suffix == '.partial':
+                path.unlink()
 
 
-_FILE = 'model.safetensors'
-_RECORD = 'model.json'
-_SCHEMA = 2
-_FIELDS = dict(classes=list, palette=list, provenance=dict, files=dict)
+def _hidden(folder: Path, ending: str) -> Path:
+    """A neighbour that is no expert: no name begins with a dot."""
+    return folder.with_name(f'.{folder.name}.{ending}')
+
+
+def open_library(root: AnyPath) -> ExpertStore:
+    """The library in a folder, or in a run's work dir.
+
+    Args:
+        root (str | Path): Folder with a ``library.json``, or one with a
+            folder ``library`` that has one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for folder in (Path(root), Path(root) / 'library'):
+        store = ExpertStore(folder)
+        if store.exists:
+            return store
+    raise ValueError(f'{root} is no library: it has no {INDEX}. Name the '
+                     'folder `library` of a work dir.')
 
 
 def save_model(folder: Path, state: TensorDict, classes: Sequence[str],
                palette: Sequence[Sequence[int]],
                provenance: Dict[str, Any]) -> None:
-    """Write a state dict and its label space; whole or not at all.
+    """Write a model without base and adapter, as an expert of one part.
 
     Raises:
         OSError: If the disk is full or fails; an older model stays whole.
     """
-    with new_folder(folder) as partial:
-        write_tensors(partial / _FILE, state)
-        write_json(
-            partial / _RECORD,
-            dict(
-                schema=_SCHEMA,
-                name=folder.name,
-                classes=classes,
-                palette=palette,
-                provenance=provenance,
-                files={_FILE: sha256(partial / _FILE)}))
+    expert = Expert(folder.name, tuple(classes), tuple(map(tuple, palette)),
+                    dict(model=state), {}, '', provenance)
+    with new_folder(folder) as fresh:
+        write_expert(expert, fresh)
 
 
 def load_model(
@@ -567,28 +538,5 @@ def load_model(
     Raises:
         ValueError: If a file is missing, broken or changed; names it.
     """
-    finish_swap(folder)
-    record = _read_record(folder)
-    return (read_tensors(folder / _FILE,
-                         record['files'][_FILE]), tuple(record['classes']),
-            tuple(tuple(c) for c in record['palette']))
-
-
-def _read_record(folder: Path) -> Dict[str, Any]:
-    path = folder / _RECORD
-    record = read_json(path)
-    if record.get('schema') != _SCHEMA:
-        raise ValueError(f'{path} is not of schema {_SCHEMA}')
-    if record.get('name') != folder.name:
-        raise ValueError(f'{path} belongs to model {record.get("name")!r}, '
-                         f'not to folder {folder.name!r}')
-    wrong = [
-        key for key, kind in _FIELDS.items()
-        if not isinstance(record.get(key), kind)
-    ]
-    if wrong or _FILE not in record['files'] or not all(
-            isinstance(colour, list) for colour in record['palette']):
-        raise ValueError(f'{path} must hold {sorted(_FIELDS)}, wrong are '
-                         f'{wrong or ["files", "palette"]}: restore it from '
-                         'a copy, or train its task again.')
-    return record
+    stored = StoredExpert(folder)
+    return stored.parts['model'], stored.classes, stored.palette

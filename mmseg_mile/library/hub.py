@@ -6,14 +6,17 @@ import contextlib
 import glob
 import shutil
 from pathlib import Path
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, Optional
 
-from .edits import AnyPath, open_library, verify_library
-from .expert_store import (ADAPTER_CONFIG, BASE, INDEX, RECORD, ExpertStore,
-                           read_library_index)
-from .files import new_folder
+from mmseg_mile.files import new_folder
+from .edits import verify_library
+from .expert_store import (ADAPTER_CONFIG, BASE, INDEX, RECORD, AnyPath,
+                           ExpertStore, LibraryIndex, open_library,
+                           read_record)
 
-_EXPERT_PATTERNS = [f'*/{RECORD}', f'*/{ADAPTER_CONFIG}', '*/*.safetensors']
+_PATTERNS = [
+    INDEX, BASE, f'*/{RECORD}', f'*/{ADAPTER_CONFIG}', '*/*.safetensors'
+]
 
 
 def push_library(library: AnyPath,
@@ -36,21 +39,21 @@ def push_library(library: AnyPath,
             be lost, or the hub cannot be reached.
     """
     store = open_library(library)
-    _refuse_broken(store)
+    _refuse_broken(store.root)
     files = [INDEX, BASE] + [
         f'{expert.name}/{file}' for expert in store.open(store.names)
-        for file in (*expert.checksums, 'expert.json')
+        for file in (*expert.checksums, RECORD)
     ]
     with _reached(repo) as hub:
         hub.create_repo(repo, private=private, exist_ok=True)
         if not force and INDEX in hub.list_repo_files(repo):
-            index = Path(hub.hf_hub_download(repo, INDEX))
-            _refuse_loss(repo, index, store)
+            path = Path(hub.hf_hub_download(repo, INDEX))
+            _refuse_loss(repo, read_record(LibraryIndex, path), store)
         commit = hub.upload_folder(
             repo_id=repo,
             folder_path=str(store.root),
             allow_patterns=[glob.escape(file) for file in files],
-            delete_patterns=[INDEX, BASE, *_EXPERT_PATTERNS],
+            delete_patterns=_PATTERNS,
             commit_message=f'{len(store.names)} experts')
     return str(commit)
 
@@ -76,47 +79,42 @@ def pull_library(repo: str,
             or the hub cannot be reached.
     """
     root = Path(library)
-    if root.exists() and not force:
-        raise ValueError(f'{root} exists: name another folder, or replace a '
-                         'library with --force')
-    if root.exists() and not ExpertStore(root).exists:
-        raise ValueError(f'{root} is no library: --force replaces libraries '
-                         'only, name another folder')
+    if root.exists() and not (force and ExpertStore(root).exists):
+        raise ValueError(f'{root} exists: name another folder; --force '
+                         'replaces libraries only')
     with _reached(repo) as hub, new_folder(root) as fresh:
         hub.snapshot_download(
             repo,
             revision=revision,
             local_dir=str(fresh),
-            allow_patterns=[INDEX, BASE, *_EXPERT_PATTERNS])
+            allow_patterns=_PATTERNS)
         # the client's notes on its downloads
         shutil.rmtree(fresh / '.cache', ignore_errors=True)
         if not ExpertStore(fresh).exists:
             raise ValueError(f'repository {repo!r} holds no {INDEX}: it is '
                              'no library')
-        _refuse_broken(ExpertStore(fresh))
+        _refuse_broken(fresh)
     return ExpertStore(root)
 
 
-def _refuse_broken(store: ExpertStore) -> None:
-    broken = verify_library(store.root).broken
+def _refuse_broken(root: Path) -> None:
+    broken = verify_library(root)
     if broken:
-        raise ValueError(f'library {store.root} is broken: ' +
-                         '; '.join(broken))
+        raise ValueError(f'library {root} is broken: {"; ".join(broken)}')
 
 
-def _refuse_loss(repo: str, path: Path, store: ExpertStore) -> None:
+def _refuse_loss(repo: str, theirs: LibraryIndex, store: ExpertStore) -> None:
     """Raise if a repository has an expert that the library has not."""
-    theirs = read_library_index(path)
-    mine = read_library_index(store.root / INDEX)
-    if theirs['base_fingerprint'] != mine['base_fingerprint']:
+    mine = store.index
+    if theirs.base_fingerprint != mine.base_fingerprint:
         raise ValueError(
             f'repository {repo!r} holds a library of the base '
-            f'{theirs["base_fingerprint"][:16]}, {store.root} is of '
-            f'{mine["base_fingerprint"][:16]}: push to another repository, '
+            f'{theirs.base_fingerprint[:16]}, {store.root} is of '
+            f'{mine.base_fingerprint[:16]}: push to another repository, '
             'or replace it with --force')
-    lost: List[str] = [
-        file.partition('/')[0] for file, checksum in theirs['files'].items()
-        if mine['files'].get(file) != checksum
+    lost = [
+        name for name, checksum in theirs.experts.items()
+        if mine.experts.get(name) != checksum
     ]
     if lost:
         raise ValueError(f'repository {repo!r} holds experts that would be '
@@ -127,12 +125,9 @@ def _refuse_loss(repo: str, path: Path, store: ExpertStore) -> None:
 @contextlib.contextmanager
 def _reached(repo: str) -> Iterator[Any]:
     """The hub's client; its failures say what to do."""
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise ValueError('push and pull need huggingface_hub: pip install '
-                         'huggingface_hub') from error
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
     # the client's transport has errors of its own, siblings of these
     failures: Any = (OSError, *HfHubHTTPError.__bases__)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one task leaves behind."""
+"""Expert: the learned parts of one task."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -8,7 +8,7 @@ T = TypeVar('T')
 
 
 def interleave(shares: Sequence[Sequence[T]]) -> List[T]:
-    """What W processes hold of a dataset, back in the dataset's order.
+    """Restore a dataset's order from the shares of W processes.
 
     Process r of W draws the items r, r + W, r + 2 W, ..., as mmengine's
     ``DefaultSampler`` without shuffling deals them out.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a gate decides for a batch of images."""
+"""The decision of a gate for a batch of images."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from torch import Tensor
 
@@ -27,6 +27,9 @@ class Routing:
         ood_score (Tensor, optional): (B,), what ``ood`` is made
             of: 1 at the limit, larger for stranger images. Defaults to None:
             the gate does not measure it.
+        details (Mapping[str, Tensor]): More of it, (B, ...) by a name that
+            the method gives: weights per layer, region or sensor. Defaults
+            to {}.
     """
     expert_names: Tuple[str, ...]
     weights: Tensor
@@ -34,6 +37,7 @@ class Routing:
     ood: Tensor
     abstains: Optional[Tensor] = None
     ood_score: Optional[Tensor] = None
+    details: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.weights.shape[0]
@@ -59,9 +63,10 @@ class Routing:
         chosen = list(indices)
         abstains, ood_score = (None if values is None else values[chosen]
                                for values in (self.abstains, self.ood_score))
+        details = {key: value[chosen] for key, value in self.details.items()}
         return Routing(self.expert_names, self.weights[chosen],
                        self.distances[chosen], self.ood[chosen], abstains,
-                       ood_score)
+                       ood_score, details)
 
     def groups(self) -> List[Tuple[Dict[str, float], List[int]]]:
         """Images that share one mixture, in order of first appearance.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One task of a stream: a domain or a modality with classes of its own."""
+"""One task of a stream."""
 from __future__ import annotations
 
 import re
@@ -31,13 +31,16 @@ def check_task_name(name: Any) -> str:
     return name
 
 
+PROTOCOLS = ('domain', 'class', 'sensor')
+
+
 @dataclass(frozen=True)
 class Task:
     """A named domain or modality, its classes and its two datasets.
 
     Args:
         name (str): Unique in the stream; also the name of its expert.
-        classes (tuple[str]): The task's own label space.
+        classes (tuple[str]): Classes that it labels.
         palette (tuple): One RGB triple per class.
         train_dataset (dict): Config of the training dataset.
         val_dataset (dict): Config of the dataset that is evaluated.
@@ -46,6 +49,14 @@ class Task:
             overriding the method's own setting. Defaults to None.
         family (str, optional): Name that it shares with tasks of the same
             origin, see :func:`families`. Defaults to None.
+        eval_classes (tuple[str]): Classes that it is evaluated on, such as
+            those of all tasks so far. Defaults to (): ``classes``.
+        protocol (str): What is new in the task: 'domain', where the images
+            look different; 'class', where other classes are labelled;
+            'sensor', where images come from other sensors. Defaults to
+            'domain'.
+        sensors (tuple[str]): Names of its sensors, where each sample is a
+            stack of several. Defaults to (): one, without a name.
     """
     name: str
     classes: Tuple[str, ...]
@@ -55,6 +66,9 @@ class Task:
     max_iters: int = 0
     init_from: Optional[str] = None
     family: Optional[str] = None
+    eval_classes: Tuple[str, ...] = ()
+    protocol: str = 'domain'
+    sensors: Tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_task_name(self.name)
@@ -63,9 +77,16 @@ class Task:
                 f'task {self.name!r} has no classes: give its datasets '
                 '`metainfo=dict(classes=...)` or use a dataset class that '
                 'declares them.')
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f'task {self.name!r} names a class twice: '
-                             f'{self.classes}')
+        if not self.eval_classes:
+            object.__setattr__(self, 'eval_classes', tuple(self.classes))
+        for named in ('classes', 'eval_classes', 'sensors'):
+            names = getattr(self, named)
+            if len(set(names)) != len(names):
+                raise ValueError(f'{named} of task {self.name!r} must be '
+                                 f'different names, got {names}')
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f'protocol of task {self.name!r} must be one of '
+                             f'{PROTOCOLS}, got {self.protocol!r}')
 
     @property
     def num_classes(self) -> int:

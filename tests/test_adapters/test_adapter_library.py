@@ -125,11 +125,6 @@ def test_factors_of_a_set_are_stacked_once_it_comes_again(library, base):
         assert library.cache.num_bytes == 4 * SIZE
 
 
-def test_single_expert_is_never_stacked(library, base):
-    assert [value(library, base, one=w) for w in (.25, .5, 1.)] == [.25, .5, 1]
-    assert library.cache.num_bytes == 2 * SIZE
-
-
 def test_stack_of_the_oldest_set_goes(library, base):
     library['three'] = adapter(3.)
     mix(library, base, 0.25, 0.5)
@@ -175,16 +170,6 @@ def test_stored_adapter_is_loaded_when_it_is_merged(library, base):
     assert value(library, base, late=1.0) == 3
     value(library, base, late=0.5, one=0.5)
     assert loads == [1]
-
-
-def test_dropped_adapter_merges_to_the_same_weights(base):
-    library = AdapterLibrary(merge_cache_size=1, memory_budget_mb=0)
-    for name in 'ab':
-        library.defer(name, lambda: adapter(0.3))
-    first = library.merged({'a': 1.0}, base)['a.weight']
-    library.merged({'b': 1.0}, base)
-    assert library.cache.num_bytes == SIZE
-    assert torch.equal(library.merged({'a': 1.0}, base)['a.weight'], first)
 
 
 def test_trained_adapter_leaves_only_once_it_is_released(base):
@@ -319,14 +304,6 @@ def test_other_tensors_are_seen_inside_the_block_only(net):
     with pytest.raises(KeyError), slots.holding(state(other)):
         raise KeyError
     assert all(state(net)[name] is tensor for name, tensor in own.items())
-
-
-def test_unknown_name_exchanges_nothing(net):
-    slots, own = TensorSlots(net), net[0].weight
-    with pytest.raises(KeyError, match='no.such'):
-        with slots.holding({'0.weight': torch.zeros(4, 4), 'no.such': own}):
-            raise AssertionError
-    assert net[0].weight is own
 
 
 def test_tensors_may_move_or_be_replaced_and_copies_have_slots_of_their_own(

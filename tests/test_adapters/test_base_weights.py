@@ -2,6 +2,8 @@
 """Which weights a base may have, and how it is told from others."""
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmseg.registry import MODELS
 from mmseg_mile.adapters.base_weights import fingerprint, weights_only
+
+TRAIN = Path(__file__).resolve().parents[2] / 'tools' / 'train.py'
 
 
 @pytest.fixture
@@ -189,6 +193,37 @@ def test_nothing_that_brings_code_is_read_where_weights_are(
         with weights_only('a checkpoint'):
             # what Runner.load_from and Runner.resume call
             load_checkpoint(make(), name.format(pickled=pickled))
+    assert not harm.exists()
+
+
+def test_loaders_of_mmengine_stay_its_own():
+    assert {load.__module__
+            for load in CheckpointLoader._schemes.values()
+            } == {'mmengine.runner.checkpoint'}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('method', ['ExpertSegmentor', 'FineTuneSegmentor'])
+def test_training_tool_runs_no_code_of_a_checkpoint(method, tiny_config, quick,
+                                                    forget_runner, tmp_path,
+                                                    pickled, harm,
+                                                    monkeypatch):
+    cfg = tiny_config(tmp_path / 'run', ('day', ))
+    stock = cfg.model.backbone.backbone
+    stock.init_cfg = dict(type='Pretrained', checkpoint=pickled)
+    if method == 'FineTuneSegmentor':
+        head, norm = cfg.model.decode_head, cfg.model.data_preprocessor
+        cfg.model = dict(
+            type=method,
+            backbone=stock,
+            decode_head=head,
+            data_preprocessor=norm,
+            test_cfg=dict(mode='whole'))
+    cfg.dump(tmp_path / 'tiny.py')
+    forget_runner()
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(tmp_path / 'tiny.py')])
+    with quick(), pytest.raises(ValueError, match='would run code'):
+        runpy.run_path(str(TRAIN), run_name='__main__')
     assert not harm.exists()
 
 

@@ -51,12 +51,6 @@ def inject(net: Net,
     return injection
 
 
-def test_fresh_adapter_changes_nothing(net):
-    before = net(X)
-    LoRAInjection(net, ['conv', 'block.fc'], LORA, train_norm=True)
-    assert torch.equal(net(X), before)
-
-
 def test_layers_are_exchanged_and_given_back_as_they_were(net):
     before, base = dict(net.named_modules()), net(X)
     injection = inject(net, train_norm=True)
@@ -80,15 +74,6 @@ def test_only_adapter_and_owned_norms_train(net, train_norm):
     assert trainable == norms | {
         'conv.lora_A', 'conv.lora_B', 'block.fc.lora_A', 'block.fc.lora_B'
     }  # yapf: disable
-
-
-def test_owned_norm_layers_are_copies(net):
-    original = net.norm
-    injection = inject(net, train_norm=True)
-    assert injection.owned_norms() == [net.norm]
-    net.norm.weight.data.fill_(9)
-    assert torch.equal(original.weight, torch.ones(8))
-    assert not any(p.requires_grad for p in original.parameters())
 
 
 def test_adapter_is_a_copy_under_the_names_of_the_backbone(net):

@@ -216,14 +216,6 @@ def test_base_and_others_predict_while_an_expert_is_in_training(busy, make):
     assert not torch.equal(out(busy), live)
 
 
-def test_base_features_are_those_without_an_expert(two):
-    with torch.no_grad(), two.using('one'):
-        early, = two.base_features(X, 1)
-        assert not torch.equal(two(X)[0], early)
-    with torch.no_grad(), two.base():
-        assert torch.equal(two(X)[0], early)
-
-
 # -- training ----------------------------------------------------------------
 
 

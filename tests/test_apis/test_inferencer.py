@@ -197,9 +197,10 @@ def test_nothing_is_read_before_it_is_needed(build, made, tmp_path):
         next(found)
 
 
-def test_progress_is_shown(build, made, capsys):
+def test_progress_is_shown_and_nothing_else(build, made, capfd):
     build(show_progress=True)(made.images())
-    assert 'Inference' in capsys.readouterr().out
+    printed = ''.join(capfd.readouterr())
+    assert 'Inference' in printed and 'init_weights' not in printed
 
 
 def test_library_without_a_config_asks_for_one(build, predict, made, tmp_path):

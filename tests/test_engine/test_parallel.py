@@ -180,7 +180,7 @@ STREAMS = {
         train_cfg__tasks__2__init_from='day',
         **NO_BASE_TASK), [None, None, 'day']),
     # the first task trains the base, before the others begin
-    'nearest': (dict(model__init_from='nearest'), ['day', 'day']),
+    'nearest': (dict(model__init_from='nearest'), ['day', 'night']),
     'gate that is trained, no adapters': (dict(
         model__gate=dict(
             type='AutoencoderGate', hidden=6, num_steps=50, _delete_=True),
@@ -235,8 +235,8 @@ def one_network(cfg):
 @pytest.mark.integration
 @pytest.mark.parametrize('change, message', [
     (one_network, 'FineTuneSegmentor keeps no experts.*train.py'),
-    (lambda cfg: cfg.train_cfg.tasks[1].update(init_from='fused'),
-     "init_from='fused' of task 'night' waits for"),
+    (lambda cfg: cfg.train_cfg.tasks[2].update(init_from='fused'),
+     "init_from='fused' of task 'infrared' waits for"),
     (lambda cfg: cfg.train_cfg.update(experts_from='elsewhere'),
      'nothing to learn at the same time.*train.py'),
     (lambda cfg: cfg.train_cfg.update(type='IterBasedTrainLoop'),

@@ -13,7 +13,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from run_comparison import differences, library_tensors, results_of
+from run_comparison import library_tensors, results_of
 from safetensors.torch import load_file
 
 from mmseg_mile.engine.incremental_task_loop import check_schedule
@@ -95,7 +95,9 @@ def test_each_task_leaves_an_expert_of_the_final_base(stream_run):
     index = json.loads((library / 'library.json').read_text())
     assert index['experts'] == DOMAINS
     assert list(stream_run.runner.model.expert_names) == DOMAINS
-    base = stream_run.runner.model.backbone.fingerprint()
+    backbone = stream_run.runner.model.backbone
+    assert not any(p.requires_grad for p in backbone.parameters())
+    base = backbone.fingerprint()
     assert base == index['base_fingerprint']
     for domain in DOMAINS:
         record = json.loads((library / domain / 'expert.json').read_text())
@@ -103,20 +105,6 @@ def test_each_task_leaves_an_expert_of_the_final_base(stream_run):
     for part in PARTS[:3]:
         first, second = (stored(stream_run, d, part) for d in DOMAINS[:2])
         assert any(not torch.equal(first[key], second[key]) for key in first)
-
-
-def test_expert_of_the_base_task_equals_the_trained_and_frozen_base(
-        stream_run):
-    model = stream_run.runner.model
-    assert not any(p.requires_grad for p in model.backbone.parameters())
-    backbone, image = model.backbone.eval(), torch.randn(1, 3, 48, 64)
-    with torch.no_grad():
-        with backbone.using('day'):
-            expert = backbone(image)
-        with backbone.base():
-            base = backbone(image)
-    for mine, theirs in zip(expert, base):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('domain', DOMAINS)
@@ -284,13 +272,7 @@ def test_each_image_has_one_line_per_row_in_order(stream_run, rows, document):
     ]
 
 
-# -- the same, and in another order -------------------------------------------
-
-
-def test_two_runs_leave_the_same_files(learn, tiny_config, tmp_path,
-                                       stream_run):
-    again = learn(tiny_config(tmp_path / 'elsewhere'))
-    assert differences(again.work_dir, stream_run.work_dir) == []
+# -- another order ------------------------------------------------------------
 
 
 def test_tasks_are_learned_in_the_order_that_is_asked_for(
@@ -313,25 +295,6 @@ def test_tasks_are_learned_in_the_order_that_is_asked_for(
     assert restore(longer) == 2
     with pytest.raises(ValueError, match='only be continued by tasks at its'):
         restore(tiny_config(mine, ('night', 'infrared'), resume=True))
-
-
-def test_gate_that_learns_and_errs_is_scored(learn, tiny_config, tmp_path):
-    """Experts without adapters under an autoencoder gate."""
-    run = learn(
-        tiny_config(
-            tmp_path / 'run', ('day', 'night'),
-            model__gate=dict(
-                type='AutoencoderGate', hidden=6, num_steps=50, _delete_=True),
-            model__backbone__lora=None,
-            model__backbone__train_norm=False))
-    lines = read_routing_log(routing_log_path(run.work_dir, 'night'))
-    for line in lines:
-        assert set(line.distances) == {'day', 'night'}
-        assert line.expert == min(line.distances, key=line.distances.get)
-    state = run.runner.model.gate.state('night')
-    kept = stored(run, 'night', 'prototypes')
-    assert set(kept) == set(state)
-    assert all(torch.equal(kept[key], state[key]) for key in kept)
 
 
 # -- refused before anything is trained ---------------------------------------

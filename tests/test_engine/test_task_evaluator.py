@@ -39,11 +39,15 @@ class KnownModel:
     def __init__(self, *routing, expert_names=('day', 'night')):
         self.routing = list(routing)
         self.expert_names = tuple(expert_names)
-        self.batches = []
+        self.batches, self.counted = [], 7
         self._forced = None
 
     def eval(self):
         return self
+
+    def routing_stats(self):
+        counted, self.counted = self.counted, 0
+        return dict(images=counted)
 
     @contextlib.contextmanager
     def forced(self, expert):
@@ -53,6 +57,7 @@ class KnownModel:
 
     def test_step(self, batch):
         self.batches.append((self._forced, len(batch['inputs'])))
+        self.counted += len(batch['inputs'])
         outputs = []
         for pixels, sample in zip(batch['inputs'], batch['data_samples']):
             assert 'expert' not in sample, 'the sample was predicted before'
@@ -169,6 +174,8 @@ def test_score_comes_back_from_its_document(evaluate):
     assert again.to_document() == score.to_document()
     assert (again.routed.miou(), again.oracle.miou()) == (50, 100)
     assert again.images == score.images and len(score.images) == 2
+    # one of the two was predicted twice; seven earlier ones do not count
+    assert again.routing_stats == score.routing_stats == dict(images=3)
 
 
 # -- several processes --------------------------------------------------------
@@ -189,6 +196,7 @@ def test_processes_together_find_what_one_finds(monkeypatch, evaluate):
     alone = run(*numbers, gather=lambda mine: [mine])
     run(11, gather=send)
     both = run(10, 12, gather=lambda mine: [mine, *shares])
+    both.routing_stats = alone.routing_stats
     assert both.to_document() == alone.to_document()
     assert [image.file
             for image in both.images] == [f'day/{i}.png' for i in numbers]
@@ -343,6 +351,10 @@ def test_row_is_recorded_with_zero_shot_scores(results):
     assert results.gate_confusion[0, 0] == 4
     assert list(results.class_iou['routed']) == ['day']
     assert digests == {'day': 'abc', 'night': 'abc'}
+    assert results.routing_stats == [None, None]
+    scores[1].routing_stats = dict(layer_1=[0.2, 0.8])
+    record_row(results, 0, TASKS, scores, NO_GATE)
+    assert results.routing_stats[0]['night'] == dict(layer_1=[0.2, 0.8])
 
 
 @pytest.mark.parametrize('lost, confusion', [('night', [[3, 1], [0, 4]]),

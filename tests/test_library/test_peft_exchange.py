@@ -1,222 +1,371 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our experts in plain PEFT, and plain PEFT's adapters as experts."""
+"""Folders of plain PEFT, to and from the tensors of an expert."""
 from __future__ import annotations
 
 import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import assert_close, disturb, features
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file, save_file
+from tiny import assert_close, features
 from torch import nn
 
-from mmseg_mile.apis.expert_import import head_of_expert
-from mmseg_mile.library.edits import verify_library
-from mmseg_mile.library.peft_exchange import export_peft, import_peft
+from mmseg_mile.adapters.targets import lora_scaling
+from mmseg_mile.library.peft_exchange import (OUT_PROJ_COUNT, Pair, attentions,
+                                              export_peft, pack_pairs,
+                                              read_peft_folder, unpack_base,
+                                              unpack_pairs, write_peft_folder)
 
-MIT_TARGETS = ['attn.attn', 'ffn.layers.0', 'ffn.layers.4']
+PARTS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')
+LORA = dict(r=2, lora_alpha=6, lora_dropout=0.0, use_rslora=False)
 
-
-def expert_features(library, name, image):
-    """What our backbone gives with an expert of the folder."""
-    model = library.loaded()
-    with model.backbone.using(name):
-        return features(model.backbone, image)
+# -- attention ----------------------------------------------------------------
 
 
-def take(library, folder, name='new', **changes):
-    """Import with head and prototypes of 'night'."""
-    night, = library.store.open(['night'])
-    return import_peft(library.store.root, folder, name, library.build(),
-                       head_of_expert(library.store.root, 'night'),
-                       night.parts['prototypes'], **changes)
+@pytest.fixture
+def base():
+    """State dict of an attention of width 4 beside a linear layer."""
+    return nn.ModuleDict(
+        dict(attn=nn.MultiheadAttention(4, 2), fc=nn.Linear(4,
+                                                            4))).state_dict()
 
 
-def trained_by_peft(library, folder, wrap=None, **settings):
-    """Adapt the stock backbone with plain PEFT and save it.
+def pair(rank=2, scaling=2.0, outputs=4):
+    return Pair(torch.randn(rank, 4), torch.randn(outputs, rank), scaling)
 
-    ``wrap`` puts the backbone into a larger model first.
+
+def update(pair):
+    return pair.scaling * pair.up @ pair.down
+
+
+def assert_equal(mine, theirs):
+    assert set(mine) == set(theirs)
+    for name, one in mine.items():
+        assert torch.equal(one.down, theirs[name].down), name
+        assert torch.equal(one.up, theirs[name].up), name
+        assert one.scaling == theirs[name].scaling
+
+
+def test_base_is_unpacked_into_the_layers_that_we_have(base):
+    unpacked = unpack_base(base)
+    assert attentions(base) == ['attn']
+    assert set(unpacked) == {
+        f'{layer}.{kind}'
+        for layer in ('fc', *(f'attn.{part}' for part in PARTS))
+        for kind in ('weight', 'bias')
+    }
+    assert torch.equal(unpacked['attn.k_proj.weight'],
+                       base['attn.in_proj_weight'][4:8])
+
+
+def test_packed_update_is_that_of_the_projections_one_below_the_other(base):
+    pairs = {f'attn.{part}': pair() for part in PARTS}
+    packed = pack_pairs(pairs, base, 2)
+    assert set(packed) == {'attn', 'attn.base_layer.out_proj'}
+    torch.testing.assert_close(
+        update(packed['attn']),
+        torch.cat([update(pairs[f'attn.{part}']) for part in PARTS[:3]]))
+    torch.testing.assert_close(
+        OUT_PROJ_COUNT * update(packed['attn.base_layer.out_proj']),
+        update(pairs['attn.out_proj']))
+
+
+@pytest.mark.parametrize('parts', [PARTS, PARTS[:1], PARTS[1:3], PARTS[3:]],
+                         ids='+'.join)  # yapf: disable
+def test_unpacking_undoes_packing_bit_for_bit(base, parts):
+    pairs = {f'attn.{part}': pair() for part in parts}
+    pairs['fc'] = pair()
+    assert_equal(unpack_pairs(pack_pairs(pairs, base, 2), ['attn'], 2), pairs)
+
+
+def test_projections_of_one_a_stay_at_their_rank(base):
+    down = torch.randn(2, 4)
+    pairs = {f'attn.{part}': pair()._replace(down=down) for part in PARTS}
+    packed = pack_pairs(pairs, base, 2)
+    assert packed['attn'].down.shape == (2, 4)
+    assert_equal(unpack_pairs(packed, ['attn'], 2), pairs)
+
+
+@pytest.mark.parametrize('packed', [
+    pair(outputs=12),
+    # as it was before its training
+    pair(rank=6)._replace(up=torch.zeros(12, 6))
+], ids=['trained', 'untrained'])  # yapf: disable
+def test_packed_pair_of_plain_peft_shares_its_a(packed):
+    unpacked = unpack_pairs({'attn': packed}, ['attn'], len(packed.down))
+    assert list(unpacked) == ['attn.q_proj', 'attn.k_proj', 'attn.v_proj']
+    assert all(torch.equal(p.down, packed.down) for p in unpacked.values())
+    torch.testing.assert_close(
+        torch.cat([update(one) for one in unpacked.values()]), update(packed))
+
+
+def test_peft_adds_the_update_of_an_output_projection_twice():
+    """Where this fails, PEFT has changed: set OUT_PROJ_COUNT."""
+    attention = nn.MultiheadAttention(4, 2, bias=False, batch_first=True)
+    x = torch.randn(1, 3, 4)
+    holder = nn.ModuleDict(dict(attn=attention))
+    inject_adapter_in_model(
+        LoraConfig(r=2, lora_alpha=2, target_modules=['attn']), holder)
+    layer = holder['attn'].base_layer.out_proj
+    nn.init.normal_(layer.lora_B['default'].weight)
+    delta = layer.get_delta_weight('default').detach()
+    plain = nn.MultiheadAttention(4, 2, bias=False, batch_first=True)
+    plain.load_state_dict({
+        'in_proj_weight':
+        holder['attn'].in_proj_weight.detach(),
+        'out_proj.weight':
+        layer.base_layer.weight.detach() + OUT_PROJ_COUNT * delta
+    })
+    torch.testing.assert_close(holder['attn'](x, x, x)[0], plain(x, x, x)[0])
+    assert delta.abs().max() > 0.1
+
+
+# -- reading ------------------------------------------------------------------
+
+
+def network():
+    """A layer whose name ends another one's."""
+    return nn.ModuleDict(
+        dict(
+            fc=nn.Linear(3, 4),
+            block=nn.ModuleDict(dict(fc=nn.Linear(4, 4))),
+            norm=nn.BatchNorm1d(4)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """``saved(config={}, tensors={}, **settings)``: PEFT's folder, changed.
+
+    Every B of it is drawn. Returns the adapted network.
     """
-    backbone = library.stock_backbone()
-    whole = backbone if wrap is None else wrap(backbone)
-    targets = MIT_TARGETS if hasattr(
-        backbone, 'num_heads') else ['conv1', 'conv2', 'stem.0']
-    config = LoraConfig(**{
-        **dict(r=2, lora_alpha=6, target_modules=targets),
-        **settings
-    })
-    adapted = get_peft_model(whole, config)
-    disturb({
-        k: v.data
-        for k, v in adapted.named_parameters() if v.requires_grad
-    })
-    adapted.save_pretrained(folder)
-    whole.eval()
-    return backbone
+
+    def save(config=None, tensors=None, **settings):
+        adapted = get_peft_model(
+            network(),
+            LoraConfig(**{
+                **LORA,
+                **dict(target_modules=['fc']),
+                **settings
+            }))
+        for key, value in adapted.named_parameters():
+            if 'lora_B' in key:
+                nn.init.normal_(value)
+        adapted.save_pretrained(tmp_path)
+        path = tmp_path / 'adapter_config.json'
+        path.write_text(
+            json.dumps({
+                **json.loads(path.read_text()),
+                **(config or {})
+            }))
+        path = tmp_path / 'adapter_model.safetensors'
+        save_file({**load_file(path), **(tensors or {})}, path)
+        return adapted.base_model.model
+
+    return save
+
+
+@pytest.fixture
+def read(tmp_path):
+    return lambda: read_peft_folder(tmp_path, network().state_dict())
+
+
+@pytest.mark.parametrize('settings', [
+    dict(),
+    dict(use_rslora=True),
+    dict(rank_pattern={'block.fc': 4}),
+    dict(rank_pattern={'block.fc': 1}, alpha_pattern={'block.fc': 5}),
+    dict(alpha_pattern={'fc': 1}),
+], ids=str)  # yapf: disable
+def test_updates_are_those_that_peft_computes(saved, read, settings):
+    modules = saved(**settings)
+    adapter = read()
+    scaling = lora_scaling(adapter.config)
+    layers = [k[:-len('.lora_A.weight')] for k in adapter.lora if '_A' in k]
+    assert sorted(layers) == ['block.fc', 'fc']
+    for layer in layers:
+        down, up = (adapter.lora[f'{layer}.lora_{x}.weight'] for x in 'AB')
+        assert len(down) == adapter.config['r']
+        torch.testing.assert_close(
+            scaling * up @ down,
+            modules.get_submodule(layer).get_delta_weight('default'))
+
+
+@pytest.mark.parametrize('config, base', [
+    ({}, None),
+    (dict(base_model_name_or_path='x/y'), None),
+    (dict(revision='a' * 64), 'a' * 64),
+])  # yapf: disable
+def test_settings_version_and_base_are_told(saved, read, config, base):
+    saved(dict(config, peft_version='0.17.0'), lora_dropout=0.1)
+    adapter = read()
+    assert adapter.config == dict(LORA, lora_dropout=0.1)
+    assert adapter.peft_version == '0.17.0'
+    assert adapter.base_fingerprint == base
+
+
+def test_half_precision_is_read_as_peft_loads_it(saved, read, tmp_path):
+    saved()
+    path = tmp_path / 'adapter_model.safetensors'
+    save_file({k: v.half() for k, v in load_file(path).items()}, path)
+    assert {v.dtype for v in read().lora.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize('prefix', [
+    '', 'base_model.model.', 'base_model.model.backbone.',
+    'base_model.model.backbone.backbone.'
+])
+def test_keys_of_every_wrapping_are_understood(saved, read, tmp_path, prefix):
+    saved()
+    path = tmp_path / 'adapter_model.safetensors'
+    plain = {
+        key.removeprefix('base_model.model.'): value
+        for key, value in load_file(path).items()
+    }
+    save_file({prefix + key: value for key, value in plain.items()}, path)
+    assert set(read().lora) == set(plain)
+
+
+KEY = 'base_model.model.'
+ZERO = torch.zeros(2, 2)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(config=dict(use_dora=True)), 'use_dora=.*more than'),
+    (dict(config=dict(lora_bias=True)), 'lora_bias=.*more than'),
+    (dict(config=dict(trainable_token_indices=[1])), 'trainable_token_ind'),
+    (dict(config=dict(target_parameters=['a'])), 'target_parameters=.*more'),
+    (dict(config=dict(layer_replication=[[0, 1]])), 'layer_replication=.*mo'),
+    (dict(config=dict(something_of_tomorrow='on')), 'something_of_tomorrow'),
+    (dict(config=dict(init_lora_weights='pissa')), 'pissa.*path_initial_mod'),
+    (dict(config=dict(init_lora_weights='olora')), 'olora.*path_initial_mod'),
+    (dict(config=dict(bias='all')), "bias='all'"),
+    (dict(config=dict(peft_type='LOHA')), 'is no LoRA adapter'),
+    (dict(config=dict(peft_type=None)), 'is no LoRA adapter'),
+    (dict(config=dict(r=0)), 'integer >= 1, got 0'),
+    (dict(config=dict(r=3)), "rank 2 for '.*fc', adapter_config.json says 3"),
+    (dict(tensors={KEY + 'fc.lora_magnitude_vector': ZERO}), 'no factor of'),
+    (dict(tensors={KEY + 'emb.lora_embedding_A': ZERO}), 'no factor of a lin'),
+    (dict(tensors={KEY + 'other.lora_A.weight': ZERO}), "no pair .*'other'"),
+], ids=str)  # yapf: disable
+def test_what_an_expert_cannot_hold_is_refused_by_name(saved, read, change,
+                                                       message):
+    saved(**change)
+    with pytest.raises(ValueError, match=message):
+        read()
+
+
+@pytest.mark.parametrize('file, content, message', [
+    ('adapter_config.json', None, 'adapter_config.json cannot be read'),
+    ('adapter_config.json', b'{', 'adapter_config.json cannot be read'),
+    ('adapter_config.json', b'[]', 'adapter_config.json is no LoRA adapter'),
+    ('adapter_config.json', b'\xff', 'adapter_config.json cannot be read'),
+    ('adapter_model.safetensors', None, 'safe_serialization=True.*pickle'),
+    ('adapter_model.safetensors', b'PK', 'adapter_model.safetensors cannot'),
+])  # yapf: disable
+def test_broken_folder_is_refused_by_name(saved, read, tmp_path, file, content,
+                                          message):
+    saved()
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read()
+
+
+def test_folder_without_any_pair_is_refused(saved, read, tmp_path):
+    saved()
+    save_file({'norm.weight': torch.zeros(4)},
+              tmp_path / 'adapter_model.safetensors')
+    with pytest.raises(ValueError, match='for any layer'):
+        read()
+
+
+# -- writing ------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(make, tmp_path):
+    """``written(layers, norm={}, folder=...)``: an expert in PEFT's form."""
+    sizes = {'fc': (3, 4), 'block.fc': (4, 4)}
+
+    def write(layers, norm=None, folder=tmp_path):
+        lora = {
+            f'{layer}.lora_{x}.weight': torch.randn(shape)
+            for layer in layers
+            for x, shape in (('A', (2, sizes[layer][0])),
+                             ('B', (sizes[layer][1], 2)))
+        }
+        expert = make(
+            'day',
+            parts=dict(adapter=lora, norm=norm),
+            configs=dict(adapter=LORA))
+        folder.mkdir(exist_ok=True)
+        write_peft_folder(folder, expert, network().state_dict())
+        return lora
+
+    return write
+
+
+def test_written_adapter_reaches_the_named_layers_only(written, tmp_path):
+    lora = written(['fc'])
+    adapted = PeftModel.from_pretrained(network(), tmp_path).base_model.model
+    assert not hasattr(adapted['block']['fc'], 'lora_A')
+    torch.testing.assert_close(
+        adapted['fc'].get_delta_weight('default'),
+        3 * lora['fc.lora_B.weight'] @ lora['fc.lora_A.weight'])
+
+
+def test_what_is_written_is_read_again_and_norm_layers_are_whole(
+        written, read, tmp_path):
+    norm = {
+        f'norm.{key}': value + 1
+        for key, value in network()['norm'].state_dict().items()
+    }
+    lora = written(['fc', 'block.fc'], norm)
+    adapter = read()
+    assert adapter.config == LORA
+    assert adapter.base_fingerprint == 'b' * 64
+    for wanted, got in ((lora, adapter.lora), (norm, adapter.others)):
+        assert set(wanted) == set(got)
+        assert all(torch.equal(wanted[k], got[k]) for k in wanted)
+    adapted = PeftModel.from_pretrained(network(), tmp_path).base_model.model
+    for key, value in adapted['norm'].modules_to_save['default'].state_dict(
+    ).items():
+        assert torch.equal(value, norm[f'norm.{key}'])
 
 
 def test_plain_peft_gives_the_features_of_an_exported_expert(
         library, tmp_path, image):
     export_peft(library.store.root, 'night', tmp_path / 'lora')
+    assert sorted(p.name for p in (tmp_path / 'lora').iterdir()) == [
+        'adapter_config.json', 'adapter_model.safetensors'
+    ]
     backbone = library.stock_backbone()
     base = features(backbone, image)
     adapted = PeftModel.from_pretrained(backbone, tmp_path / 'lora')
     adapted.eval()
-    mine = expert_features(library, 'night', image)
+    model = library.loaded()
+    with model.backbone.using('night'):
+        mine = features(model.backbone, image)
     assert_close(features(adapted, image), mine)
     # not that both do nothing
     assert max(float((a - b).abs().max()) for a, b in zip(mine, base)) > 0.1
 
 
-def test_export_is_a_plain_peft_folder(library, tmp_path):
-    export_peft(library.store.root, 'night', tmp_path / 'lora')
-    assert sorted(p.name for p in (tmp_path / 'lora').iterdir()) == [
-        'adapter_config.json', 'adapter_model.safetensors'
-    ]
-
-
-@pytest.mark.parametrize('saved_by_peft', [False, True])
-def test_round_trip_gives_every_tensor_back_bit_for_bit(
-        library, tmp_path, image, saved_by_peft):
-    folder = tmp_path / 'lora'
-    export_peft(library.store.root, 'night', folder)
-    if saved_by_peft:
-        adapted = PeftModel.from_pretrained(library.stock_backbone(), folder)
-        folder = tmp_path / 'again'
-        adapted.save_pretrained(folder)
-    take(library, folder)
-    old, new = (library.store.load(name) for name in ('night', 'new'))
-    assert old.configs['adapter'] == new.configs['adapter']
-    assert set(old.parts) == set(new.parts)
-    for part in old.parts:
-        mine, theirs = old.parts[part], new.parts[part]
-        assert set(mine) == set(theirs)
-        for key, value in mine.items():
-            assert torch.equal(value, theirs[key]), key
-    assert_close(
-        expert_features(library, 'new', image),
-        expert_features(library, 'night', image),
-        atol=0)
-    assert not verify_library(library.store.root).broken
-
-
-def test_adapter_of_plain_peft_gives_the_features_that_peft_gives(
-        library, tmp_path, image):
-    adapted = trained_by_peft(library, tmp_path / 'plain')
-    wanted = features(adapted, image)
-    take(library, tmp_path / 'plain')
-    assert_close(expert_features(library, 'new', image), wanted)
-    base = features(library.stock_backbone(), image)
-    assert max(float((a - b).abs().max()) for a, b in zip(wanted, base)) > 0.1
-
-
-@pytest.mark.parametrize(
-    'settings', [
-        dict(use_rslora=True),
-        dict(rank_pattern={'layer3.0.conv1': 5}),
-        dict(alpha_pattern={'layer1.1.conv2': 24}),
-        dict(modules_to_save=['bn1', 'bn2']),
-        dict(init_lora_weights='gaussian'),
-    ],
-    ids=lambda settings: next(iter(settings)))
-def test_settings_of_plain_peft_keep_its_features(cnn, tmp_path, image,
-                                                  settings):
-    adapted = trained_by_peft(cnn, tmp_path / 'plain', **settings)
-    take(cnn, tmp_path / 'plain')
-    assert_close(expert_features(cnn, 'new', image), features(adapted, image))
-
-
-def test_adapter_of_a_whole_segmentor_is_imported(cnn, tmp_path, image):
-    adapted = trained_by_peft(
-        cnn,
-        tmp_path / 'plain',
-        wrap=lambda b: nn.ModuleDict(dict(backbone=b)))
-    take(cnn, tmp_path / 'plain')
-    assert_close(expert_features(cnn, 'new', image), features(adapted, image))
-
-
-def test_imported_expert_predicts_and_is_routed_to(cnn, tmp_path):
-    trained_by_peft(cnn, tmp_path / 'plain')
-    take(cnn, tmp_path / 'plain', 'night', force=True)
-    model = cnn.loaded()
-    night = 60 * torch.ones(1, 3, 32, 48) + 40 * torch.rand(1, 3, 32, 48)
-    sample, = model.predict(
-        model.data_preprocessor(dict(inputs=[night[0]]))['inputs'])
-    assert sample.expert == 'night'
-    assert sample.pred_sem_seg.data.shape == (1, 32, 48)
-
-
-def test_folder_that_names_another_base_is_refused_with_both(cnn, tmp_path):
-    export_peft(cnn.store.root, 'night', tmp_path / 'lora')
-    path = tmp_path / 'lora' / 'adapter_config.json'
-    config = json.loads(path.read_text())
-    mine = config['revision']
-    path.write_text(json.dumps(dict(config, revision='c' * 64)))
-    with pytest.raises(ValueError, match=f'c{{16}}, library .* {mine[:16]}'):
-        take(cnn, tmp_path / 'lora')
-
-
-def test_layer_that_is_not_there_is_named(cnn, pristine, tmp_path):
-    trained_by_peft(pristine('mit'), tmp_path / 'plain')
-    with pytest.raises(ValueError, match='this backbone has not: .*attn'):
-        take(cnn, tmp_path / 'plain')
-    assert 'new' not in cnn.store.names
-
-
-def test_grouped_convolution_is_refused(pristine, copied, tmp_path):
-    library = copied(pristine('mit'))
-    trained_by_peft(
-        library, tmp_path / 'plain', r=128, target_modules=['ffn.layers.1'])
-    with pytest.raises(ValueError, match="ffn.layers.1', a Conv2d.*groups"):
-        take(library, tmp_path / 'plain')
-
-
-def test_output_projection_alone_is_refused_as_dead(pristine, copied,
-                                                    tmp_path):
-    library = copied(pristine('mit'))
-    trained_by_peft(
-        library, tmp_path / 'plain', target_modules=['attn.attn.out_proj'])
-    with pytest.raises(ValueError, match='never calls, so that PEFT left'):
-        take(library, tmp_path / 'plain')
-
-
-def test_module_that_is_no_norm_layer_is_refused(cnn, tmp_path):
-    trained_by_peft(
-        cnn,
-        tmp_path / 'plain',
-        target_modules=['conv1'],
-        modules_to_save=['layer4.0.conv2'])
-    with pytest.raises(ValueError, match='layer4.0.conv2.weight.*no norm'):
-        take(cnn, tmp_path / 'plain')
-
-
-def test_adapter_of_another_size_is_refused(cnn, tmp_path):
-    export_peft(cnn.store.root, 'night', tmp_path / 'lora')
-    other = cnn.stock_backbone()
-    other.stem[0] = nn.Conv2d(3, 8, 5, stride=2, padding=2, bias=False)
-    get_peft_model(other,
-                   LoraConfig(target_modules=['stem.0'])).save_pretrained(
-                       tmp_path / 'wide')
-    with pytest.raises(ValueError, match="'new' does not fit.*stem.0"):
-        take(cnn, tmp_path / 'wide')
-
-
-def test_names_and_folders_that_are_taken_need_force(cnn, tmp_path):
-    export_peft(cnn.store.root, 'night', tmp_path / 'lora')
-    with pytest.raises(ValueError, match='lora exists'):
+def test_force_replaces_earlier_exports_only(cnn, tmp_path):
+    for name in ('night', 'day'):
+        export_peft(cnn.store.root, name, tmp_path / 'lora', force=True)
+    with pytest.raises(ValueError, match='lora exists.*--force'):
         export_peft(cnn.store.root, 'day', tmp_path / 'lora')
-    with pytest.raises(ValueError, match="has an expert 'day'"):
-        take(cnn, tmp_path / 'lora', 'day')
-    export_peft(cnn.store.root, 'day', tmp_path / 'lora', force=True)
-    take(cnn, tmp_path / 'lora', 'night', force=True)
-    day, night = (cnn.store.load(name) for name in ('day', 'night'))
-    assert torch.equal(night.parts['adapter']['stem.0.lora_A.weight'],
-                       day.parts['adapter']['stem.0.lora_A.weight'])
-
-
-def test_force_deletes_no_folder_of_other_things(cnn, tmp_path):
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'me.jpg').write_bytes(b'')
     with pytest.raises(ValueError, match='more than a PEFT adapter'):
         export_peft(cnn.store.root, 'day', tmp_path / 'photos', force=True)
     assert (tmp_path / 'photos' / 'me.jpg').exists()
+
+
+def test_expert_without_adapter_is_not_exported(store, make, tmp_path):
+    store.save(make('fog', parts=dict(adapter={})))
+    with pytest.raises(ValueError, match="'fog' has no adapter, only a head"):
+        export_peft(store.root, 'fog', tmp_path / 'lora')

@@ -65,3 +65,13 @@ def test_images_that_get_no_prediction_are_taken_along():
                     torch.tensor([False, True]), torch.tensor([False, True]))
     assert whole.take([1, 0]).abstains.tolist() == [True, False]
     assert routing([1., 0, 0]).take([0]).abstains is None
+
+
+def test_details_of_a_method_are_taken_along():
+    whole = Routing(('a', ),
+                    torch.ones(2, 1),
+                    torch.zeros(2, 1),
+                    torch.zeros(2, dtype=torch.bool),
+                    details={'per_layer': torch.arange(6).view(2, 3)})
+    assert whole.take([1]).details['per_layer'].tolist() == [[3, 4, 5]]
+    assert routing([1., 0, 0]).take([0]).details == {}

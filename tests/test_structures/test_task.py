@@ -41,23 +41,26 @@ def test_name_that_is_too_long_for_a_folder_is_refused(name):
         check_task_name(name)
 
 
-def test_task_checks_its_name():
-    with pytest.raises(ValueError, match='Rename the task'):
-        make_task(name='a/b')
+@pytest.mark.parametrize('fields, message', [
+    (dict(name='a/b'), 'Rename the task'),
+    (dict(classes=()), "'day' has no classes"),
+    (dict(classes=('road', 'sky', 'road')), 'classes of .*different names'),
+    (dict(eval_classes=('a', 'a')), 'eval_classes of task .*different names'),
+    (dict(sensors=('rgb', 'rgb')), "sensors of task 'day' .*different names"),
+    (dict(protocol='modality'), "must be one of .*'sensor'.*'modality'"),
+])  # yapf: disable
+def test_field_that_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(**fields)
 
 
-def test_task_without_classes_is_refused():
-    with pytest.raises(ValueError, match="'day' has no classes"):
-        make_task(classes=())
-
-
-def test_class_named_twice_is_refused():
-    with pytest.raises(ValueError, match="'day' names a class twice"):
-        make_task(classes=('road', 'sky', 'road'))
-
-
-def test_number_of_classes_is_that_of_the_task():
-    assert make_task().num_classes == 2
+def test_task_is_evaluated_on_its_own_classes_or_on_those_named():
+    assert make_task().eval_classes == ('road', 'sky')
+    seen = make_task(eval_classes=('road', 'sky', 'car'))
+    assert seen.eval_classes == ('road', 'sky', 'car')
+    assert seen.classes == ('road', 'sky') and seen.num_classes == 2
+    again = dataclasses.replace(seen, protocol='class')
+    assert again.eval_classes == seen.eval_classes
 
 
 def test_task_cannot_be_changed():

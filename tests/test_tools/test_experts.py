@@ -50,14 +50,10 @@ def names(root):
     return ExpertStore(root / 'library').names
 
 
-def test_list_has_a_row_for_each_expert(run, root):
+def test_list_and_show_tell_what_there_is(run, root):
     rows = [line for line in run('list', root).splitlines() if ' ok ' in line]
     assert [row.split()[1] for row in rows] == ['day', 'night', 'infrared']
     assert 'BaseSegDataset' in rows[0] and ' base ' in rows[0]
-    assert ' nearest ' in rows[1]
-
-
-def test_show_tells_the_provenance(run, root):
     out = run('show', root, 'infrared')
     assert 'classes: ["cold", "car"]' in out
     assert 'provenance.seed: 3' in out
@@ -104,34 +100,12 @@ def test_export_and_import_bring_an_expert_back(run, refused, root,
     assert '--head-from' in refused(*arguments)
     assert '--images' in refused(*arguments, '--head-from', 'night')
     out = run(*arguments, '--head-from', 'night', '--prototypes-from', 'night')
-    assert "imported 'back', rank 2" in out
-    assert 'your word' not in out
+    assert "imported 'back', rank 2" in out and 'your word' not in out
     for file in ('adapter_model', 'head', 'norm', 'prototypes'):
         old, new = ((root / 'library' / name /
                      f'{file}.safetensors').read_bytes()
                     for name in ('night', 'back'))
         assert old == new
-
-
-def test_import_fits_prototypes_to_images(run, root, stream_config, tiny_data,
-                                          stream_run):
-    run('export', root, 'night', root / 'lora')
-    run('import', root, root / 'lora', '--as', 'back', '--config',
-        stream_config, '--head-from', 'night', '--images',
-        tiny_data / 'night' / 'img' / 'train', '--task', 'night')
-    store = ExpertStore(root / 'library')
-    old, new = (
-        store.load(name).parts['prototypes'] for name in ('night', 'back'))
-    assert new['counts'].tolist() == [6]
-    assert (old['centroids'] - new['centroids']).abs().max() < 1e-6
-
-
-def test_prune_deletes_what_is_left_over(run, root):
-    shutil.copytree(root / 'library' / 'day', root / 'library' / '.x.new')
-    assert '1 left over' in run('prune', root, '--dry-run')
-    assert (root / 'library' / '.x.new').exists()
-    assert '1 deleted' in run('prune', root)
-    assert not (root / 'library' / '.x.new').exists()
 
 
 def test_push_and_pull_say_that_the_hub_is_out_of_reach(
@@ -151,13 +125,10 @@ def test_folder_without_library_is_refused(refused, tmp_path):
     assert 'is no library' in refused('list', tmp_path)
 
 
-@pytest.mark.parametrize('command', [
-    'list', 'show', 'verify', 'add', 'remove', 'rename', 'merge', 'export',
-    'import', 'prune', 'push', 'pull'
-])
-def test_help_has_an_example(run_tool, capsys, command):
-    with pytest.raises(SystemExit) as stop:
-        run_tool('experts.py', command, '--help')
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert f'python tools/experts.py {command} ' in out
+def test_help_has_an_example(run_tool, capsys):
+    for command in ('list', 'show', 'verify', 'add', 'remove', 'rename',
+                    'merge', 'export', 'import', 'push', 'pull'):
+        with pytest.raises(SystemExit) as stop:
+            run_tool('experts.py', command, '--help')
+        assert stop.value.code == 0
+        assert f'tools/experts.py {command} ' in capsys.readouterr().out

@@ -6,10 +6,13 @@ import argparse
 import json
 import shutil
 from inspect import signature
+from pathlib import Path
 
 import pytest
 
 from mmseg_mile.apis.inferencer import MILEInferencer
+
+TOOLS = str(Path(__file__).resolve().parents[2] / 'tools')
 
 
 @pytest.fixture
@@ -83,10 +86,9 @@ def test_mistakes_are_explained(infer, tmp_path, arguments, match):
 
 
 @pytest.fixture
-def parse(monkeypatch, run_tool):
+def parse(monkeypatch):
     """``parse('--experts', ...)``: arguments of the inferencer."""
-    from pathlib import Path
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / 'tools'))
+    monkeypatch.syspath_prepend(TOOLS)
     from library_arguments import add_library_arguments, library_arguments
     parser = argparse.ArgumentParser()
     add_library_arguments(parser)

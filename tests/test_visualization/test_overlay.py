@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A label map over its image, with a legend."""
+"""Images and label maps to look at."""
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from mmseg_mile.visualization.class_colours import UNLABELLED
-from mmseg_mile.visualization.gallery import Caption
 from mmseg_mile.visualization.overlay import (MAX_LEGEND_LINES, MIN_WIDTH,
-                                              class_shares, draw_overlay)
+                                              UNLABELLED, Caption,
+                                              choose_class_colours,
+                                              class_shares, draw_overlay,
+                                              paint_labels,
+                                              read_image_for_display)
 
+RED, BLUE = (200, 0, 0), (0, 0, 200)
 COLOURS = dict(sky=(0, 0, 255), road=(255, 0, 0))
 CLASSES = tuple(COLOURS)
 IMAGE = np.full((100, 600, 3), 100, np.uint8)
@@ -23,6 +27,44 @@ def draw(labels=LABELS, image=IMAGE, **options):
 
 def count(picture, colour):
     return int((picture == colour).all(axis=2).sum())
+
+
+# -- colours --------------------------------------------------------------
+
+
+def test_first_palette_with_a_name_decides():
+    colours = choose_class_colours([(('road', ), (RED, )),
+                                    (('sky', 'road'), (BLUE, BLUE))])
+    assert colours == {'road': RED, 'sky': BLUE}
+
+
+def test_classes_of_one_colour_are_told_apart():
+    names = tuple('abcdefgh')
+    colours = choose_class_colours([(names, [RED] * 8)])
+    assert colours['a'] == RED and len(set(colours.values())) == 8
+    # no class looks unlabelled
+    snow = choose_class_colours([(('snow', ), (UNLABELLED, ))])
+    assert snow['snow'] != UNLABELLED
+
+
+def test_labels_get_the_colours_of_their_names():
+    labels = np.array([[0, 1, 255]], np.uint8)
+    picture = paint_labels(labels, ('sky', 'road'), dict(road=RED, sky=BLUE))
+    assert picture.dtype == np.uint8
+    assert picture.tolist() == [[list(BLUE), list(RED), list(UNLABELLED)]]
+
+
+def test_shares_are_sorted_and_name_what_has_no_label():
+    labels = np.array([[0, 1, 1, 255]])
+    assert list(class_shares(labels, CLASSES).items()) == [('road', 0.5),
+                                                           ('sky', 0.25),
+                                                           ('no label', 0.25)]
+    # of so many classes, 255 is one
+    many = [str(i) for i in range(300)]
+    assert class_shares(np.array([[255]]), many) == {'255': 1.0}
+
+
+# -- overlays -------------------------------------------------------------
 
 
 @pytest.mark.parametrize('opacity, expected', [
@@ -50,8 +92,7 @@ def test_strip_lies_below_the_whole_image():
 
 def test_legend_shows_the_classes_that_occur():
     both, only_sky = draw(), draw(labels=np.zeros_like(LABELS))
-    assert count(both[100:], COLOURS['road']) > 50
-    assert count(both[100:], COLOURS['sky']) > 50
+    assert min(count(both[100:], c) for c in COLOURS.values()) > 50
     assert count(only_sky[100:], COLOURS['road']) == 0
     assert count(only_sky[100:], COLOURS['sky']) > 50
 
@@ -72,18 +113,11 @@ def test_small_image_is_enlarged_by_a_whole_number():
 
 def test_each_caption_takes_a_line_and_no_more():
     plain = draw().shape[0]
-    one = draw(captions=[Caption('one', '#b26a00', bold=True)])
+    one = draw(captions=[Caption('ONE', '#ff8800', bold=True)])
     endless = draw(captions=[Caption('endless ' * 99), Caption('two')])
     line = one.shape[0] - plain
-    assert line > 10
-    assert endless.shape[0] == plain + 2 * line
-    assert endless.shape[1] == 600
-
-
-def test_captions_have_their_colours():
-    orange = draw(captions=[Caption('WORDS', '#ff8800', bold=True)])
-    assert count(orange[100:], (255, 136, 0)) > 20
-    assert count(draw()[100:], (255, 136, 0)) == 0
+    assert line > 10 and count(one[100:], (255, 136, 0)) > 20
+    assert endless.shape == (plain + 2 * line, 600, 3)
 
 
 def test_long_legend_is_cut():
@@ -98,23 +132,47 @@ def test_long_legend_is_cut():
 
 
 def test_names_in_other_scripts_are_drawn():
-    picture = draw_overlay(IMAGE, LABELS, ('дорога', 'βροχή'), {
-        'дорога': (1, 2, 3),
-        'βροχή': (4, 5, 6)
-    })
+    colours = {'дорога': (1, 2, 3), 'βροχή': (4, 5, 6)}
+    picture = draw_overlay(IMAGE, LABELS, tuple(colours), colours)
     assert count(picture[100:], (4, 5, 6)) > 50
 
 
-def test_pixels_without_a_label_are_grey():
-    picture = draw(labels=np.full_like(LABELS, 255), opacity=1.0)
-    assert count(picture[:100], UNLABELLED) == 100 * 600
+# -- images ---------------------------------------------------------------
 
 
-def test_shares_are_sorted_and_name_what_has_no_label():
-    labels = np.array([[0, 1, 1, 255]])
-    assert list(class_shares(labels, CLASSES).items()) == [('road', 0.5),
-                                                           ('sky', 0.25),
-                                                           ('no label', 0.25)]
-    # of so many classes, 255 is one
-    many = [str(i) for i in range(300)]
-    assert class_shares(np.array([[255]]), many) == {'255': 1.0}
+def shown(tmp_path, image):
+    path = tmp_path / 'a.png'
+    assert cv2.imwrite(str(path), image)
+    found = read_image_for_display(path)
+    assert found.dtype == np.uint8 and found.shape == (*image.shape[:2], 3)
+    return found
+
+
+@pytest.mark.parametrize('pixel, expected', [
+    ((250, 20, 10), [10, 20, 250]),
+    (7, [7, 7, 7]),
+    ((1, 2, 3, 0), [3, 2, 1]),
+])
+def test_eight_bits_are_shown_as_they_are_in_rgb(tmp_path, pixel, expected):
+    image = np.full((2, 3, *np.shape(pixel)), pixel, np.uint8)
+    assert shown(tmp_path, image)[0, 0].tolist() == expected
+
+
+def test_deeper_images_are_stretched(tmp_path):
+    # thermal counts: a narrow band far from both ends of the range, without
+    # a reading at the borders, and with a hot pixel
+    image = np.zeros((40, 120), np.uint16)
+    image[:, 10:110] = np.linspace(22000, 24000, 100)
+    image[0, 10] = 65535
+    found = shown(tmp_path, image)[1, :, 0]
+    assert found[12] < 10 and found[107] > 245
+    assert abs(int(found[60]) - 128) < 10
+    assert shown(tmp_path, np.full((4, 4), 9000, np.uint16)).max() == 0
+
+
+@pytest.mark.parametrize('content', [b'', b'no image'])
+def test_broken_image_is_named(tmp_path, content):
+    path = tmp_path / 'broken.png'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='broken.png'):
+        read_image_for_display(path)

@@ -37,8 +37,8 @@ from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.methods.mile.lineage import children
 from mmseg_mile.methods.semla.semla_gate import SemLAGate
 from mmseg_mile.structures import Routing, Task
-from mmseg_mile.visualization import save_figure
-from mmseg_mile.visualization.leave_one_out_chart import leave_one_out_chart
+from mmseg_mile.visualization.charts import leave_one_out_chart
+from mmseg_mile.visualization.plots import save_figure
 
 _STATISTICS = ('metric', 'num_prototypes', 'ood_quantile', 'shrinkage',
                'perturbation_weight')
@@ -56,7 +56,7 @@ Log = Callable[[str], None]
 
 
 class Method(NamedTuple):
-    """How images are routed and predicted without some experts.
+    """Gate and fusion of one compared method.
 
     Args:
         gate (dict): Config of its gate.

@@ -99,13 +99,7 @@ def make_demo_data(root: Union[str, Path],
             data.
     """
     root = Path(root)
-    for name, value, least in (('num_train', num_train, 1),
-                               ('num_val', num_val, 1), ('seed', seed, 0)):
-        if value < least:
-            raise ValueError(f'{name} must be at least {least}, got {value}')
-    if len(size) != 2 or min(size) < _MIN_SIZE:
-        raise ValueError(f'size must be (height, width) of at least '
-                         f'{_MIN_SIZE} pixels each, got {size}')
+    _check_arguments(num_train, num_val, seed, size)
     manifest = dict(
         generator=GENERATOR,
         seed=seed,
@@ -128,6 +122,17 @@ def make_demo_data(root: Union[str, Path],
     _write(root / MANIFEST, manifest)
     (root / UNFINISHED).unlink()
     return manifest
+
+
+def _check_arguments(num_train: int, num_val: int, seed: int,
+                     size: Size) -> None:
+    for name, value, least in (('num_train', num_train, 1),
+                               ('num_val', num_val, 1), ('seed', seed, 0)):
+        if value < least:
+            raise ValueError(f'{name} must be at least {least}, got {value}')
+    if len(size) != 2 or min(size) < _MIN_SIZE:
+        raise ValueError(f'size must be (height, width) of at least '
+                         f'{_MIN_SIZE} pixels each, got {size}')
 
 
 def _is_made(root: Path, manifest: Dict[str, Any], overwrite: bool) -> bool:

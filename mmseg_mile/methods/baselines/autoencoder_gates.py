@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small autoencoders as functions of their weights."""
+"""Gates that ask which expert's autoencoder reconstructs an image best."""
 from __future__ import annotations
 
 import contextlib
 import math
-from abc import ABCMeta, abstractmethod
+from abc import abstractmethod
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import torch
@@ -12,142 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmseg.registry import TASK_UTILS
-from mmseg_mile.gates.base_gate import BaseGate
+from mmseg_mile.gates.base_gate import BaseGate, check_bounds, nearest_weights
 from mmseg_mile.structures import Routing
 
-# Shape legend: N images, D values of an image, G groups of values,
-# C channels, H x W pixels
+# Shape legend: B and N images, D values of each, G groups of values, E
+# experts, C channels, H x W pixels
 
 Weights = Dict[str, Tensor]
-
-
-class Autoencoder(metaclass=ABCMeta):
-    """Maps images to themselves through a narrow code.
-
-    Args:
-        groups (int): The D values fall into so many runs of equal length,
-            each of which has one mean and one deviation.
-    """
-
-    def __init__(self, groups: int) -> None:
-        self.groups = groups
-
-    @abstractmethod
-    def shapes(self) -> Dict[str, Tuple[int, ...]]:
-        """Shape of each weight by its name."""
-
-    @abstractmethod
-    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
-        """Reconstruct (N, D) values in (0, 1); returns (N, D) of those."""
-
-    def draw(self, generator: torch.Generator) -> Weights:
-        """Weights to begin with: He et al. (ICCV 2015), biases zero."""
-        weights = {}
-        for name, shape in self.shapes().items():
-            bound = 0.0
-            if name.endswith('weight'):
-                bound = (6 / math.prod(shape[1:]))**0.5
-            weights[name] = bound * (
-                2 * torch.rand(shape, generator=generator) - 1)
-        return weights
-
-
-class LinearAutoencoder(Autoencoder):
-    """``sigmoid(V relu(U x + a) + b)``.
-
-    Args:
-        size (int): D.
-        hidden (int): Units of the code.
-    """
-
-    def __init__(self, size: int, hidden: int) -> None:
-        super().__init__(groups=size)
-        self._size = size
-        self._hidden = hidden
-
-    def shapes(self) -> Dict[str, Tuple[int, ...]]:
-        """See :meth:`Autoencoder.shapes`."""
-        return {
-            'encoder.weight': (self._hidden, self._size),
-            'encoder.bias': (self._hidden, ),
-            'decoder.weight': (self._size, self._hidden),
-            'decoder.bias': (self._size, )
-        }
-
-    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
-        """See :meth:`Autoencoder.__call__`."""
-        code = F.linear(x, weights['encoder.weight'], weights['encoder.bias'])
-        return F.linear(code.relu(), weights['decoder.weight'],
-                        weights['decoder.bias']).sigmoid()
-
-
-class ConvAutoencoder(Autoencoder):
-    """Convolutions of stride 2 down to a code, and their mirror back up.
-
-    Kernels are 3x3 on the way down and 4x4, transposed, on the way up, with
-    a linear layer to the code and one from it in the middle: without these,
-    the autoencoder of a varied domain copies the texture of any other. ReLU
-    in between, a sigmoid at the end.
-
-    Args:
-        image_shape (tuple[int]): C, H, W; sides divisible by
-            ``2 ** len(channels)``.
-        channels (tuple[int]): Of each step down.
-        hidden (int): Units of the code.
-    """
-
-    def __init__(self, image_shape: Tuple[int, int, int],
-                 channels: Tuple[int, ...], hidden: int) -> None:
-        super().__init__(groups=image_shape[0])
-        self._image_shape = image_shape
-        self._path = (image_shape[0], *channels)
-        height, width = (side >> len(channels) for side in image_shape[1:])
-        self._grid = (channels[-1], height, width)
-        self._hidden = hidden
-
-    def shapes(self) -> Dict[str, Tuple[int, ...]]:
-        """See :meth:`Autoencoder.shapes`."""
-        shapes: Dict[str, Tuple[int, ...]] = {}
-        for step, (outer, inner) in enumerate(zip(self._path, self._path[1:])):
-            shapes[f'down.{step}.weight'] = (inner, outer, 3, 3)
-            shapes[f'down.{step}.bias'] = (inner, )
-            shapes[f'up.{step}.weight'] = (inner, outer, 4, 4)
-            shapes[f'up.{step}.bias'] = (outer, )
-        size = math.prod(self._grid)
-        shapes['encoder.weight'] = (self._hidden, size)
-        shapes['encoder.bias'] = (self._hidden, )
-        shapes['decoder.weight'] = (size, self._hidden)
-        shapes['decoder.bias'] = (size, )
-        return shapes
-
-    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
-        """See :meth:`Autoencoder.__call__`."""
-        steps = range(len(self._path) - 1)
-        y = x.view(len(x), *self._image_shape)
-        for step in steps:
-            y = F.conv2d(
-                y,
-                weights[f'down.{step}.weight'],
-                weights[f'down.{step}.bias'],
-                stride=2,
-                padding=1).relu()
-        for layer in ('encoder', 'decoder'):
-            y = F.linear(
-                y.flatten(1), weights[f'{layer}.weight'],
-                weights[f'{layer}.bias']).relu()
-        y = y.view(len(x), *self._grid)
-        for step in reversed(steps):
-            y = F.conv_transpose2d(
-                y,
-                weights[f'up.{step}.weight'],
-                weights[f'up.{step}.bias'],
-                stride=2,
-                padding=1)
-            y = y.relu() if step else y.sigmoid()
-        return y.flatten(1)
-
-
-# Shape legend: B images, D embedding, E experts, G groups of values
 _STATISTICS = ('mean', 'deviation')
 
 
@@ -190,17 +61,11 @@ class ReconstructionGate(BaseGate):
                  ood_quantile: float = 0.99,
                  seed: int = 0) -> None:
         super().__init__()
-        for name, least, value in (('num_steps', 1,
-                                    num_steps), ('batch_size', 1, batch_size),
-                                   ('weight_decay', 0, weight_decay)):
-            if value < least:
-                raise ValueError(f'gate.{name} must be >= {least}, got '
-                                 f'{value}')
-        if lr <= 0:
-            raise ValueError(f'gate.lr must be > 0, got {lr}')
-        if not 0 < ood_quantile <= 1:
-            raise ValueError('gate.ood_quantile must be in (0, 1], '
-                             f'got {ood_quantile}')
+        check_bounds('num_steps', num_steps, 1)
+        check_bounds('batch_size', batch_size, 1)
+        check_bounds('lr', lr, 0, open_low=True)
+        check_bounds('weight_decay', weight_decay, 0)
+        check_bounds('ood_quantile', ood_quantile, 0, 1, open_low=True)
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.lr = lr
@@ -210,16 +75,16 @@ class ReconstructionGate(BaseGate):
         self._tasks: Dict[str, Weights] = {}
 
     @abstractmethod
-    def _size_of(self, mean: Tensor) -> int:
-        """Values of an embedding, from a task's (G,) mean."""
-
-    @abstractmethod
     def autoencoder(self, size: int) -> Autoencoder:
         """The autoencoder of embeddings of ``size`` values.
 
         Raises:
             ValueError: If there is none for this size.
         """
+
+    @abstractmethod
+    def _size_of(self, mean: Tensor) -> int:
+        """Values of an embedding, from a task's (G, ) mean."""
 
     def check_embeddings(self, embeddings: Tensor) -> None:
         """See :meth:`BaseGate.check_embeddings`."""
@@ -236,18 +101,19 @@ class ReconstructionGate(BaseGate):
             raise ValueError(f'task {task!r} gave the gate no images')
         x = self._checked(embeddings, f'task {task!r}')
         network = self.autoencoder(x.shape[1])
-        others = [s for name, s in self._tasks.items() if name != task]
-        statistics = {
-            k: others[0][k]
-            for k in _STATISTICS
-        } if others else _statistics(x, network.groups)
+        known = [s for name, s in self._tasks.items() if name != task]
+        statistics = _statistics(x, network.image_shape[0])
+        if known:
+            statistics = {k: known[0][k] for k in _STATISTICS}
         with _one_thread():
             values = _standardised(x, statistics)
             weights = self._trained(network, values)
             errors = _errors(network, weights, values)
         super().fit(task, None)
         self._tasks[task] = dict(
-            weights, **statistics, reach=errors.quantile(self.ood_quantile))
+            weights,
+            **statistics,
+            max_error=errors.quantile(self.ood_quantile))
 
     def remove(self, task: str) -> None:
         """Forget a task; the others stay as they are."""
@@ -291,8 +157,10 @@ class ReconstructionGate(BaseGate):
         """
         self._check_ready()
         x = self._checked(embeddings, 'the images')
-        values = _standardised(x, next(iter(self._tasks.values())))
         network = self.autoencoder(x.shape[1])
+        first = next(iter(self._tasks.values()))
+        # one by one: in a batch, rounding would depend on the other images
+        values = torch.cat([_standardised(row, first) for row in x.split(1)])
         return torch.stack([
             _errors(network, state, values) for state in self._tasks.values()
         ], 1)
@@ -302,12 +170,11 @@ class ReconstructionGate(BaseGate):
         """See :meth:`BaseGate.route`; ``tasks`` is not looked at."""
         assert embeddings is not None
         distances_BE = self.distances(embeddings)
-        reach_E = torch.stack([s['reach'] for s in self._tasks.values()])
-        # stable: of equally good experts, the one learned first
-        best = distances_BE.sort(dim=1, stable=True).indices[:, :1]
-        weights_BE = torch.zeros_like(distances_BE).scatter_(1, best, 1.0)
-        return Routing(self.expert_names, weights_BE, distances_BE,
-                       (distances_BE > reach_E).all(1))
+        max_error_E = torch.stack(
+            [s['max_error'] for s in self._tasks.values()])
+        return Routing(self.expert_names,
+                       nearest_weights(distances_BE, top_k=1), distances_BE,
+                       (distances_BE > max_error_E).all(1))
 
     def nearest(self, embeddings: Tensor) -> str:
         """The expert most related to a new task's images.
@@ -361,13 +228,8 @@ class ReconstructionGate(BaseGate):
         wrong = ['mean']
         if 'mean' in state and state['mean'].ndim:
             network = self.autoencoder(self._size_of(state['mean']))
-            wanted: Dict[str, Tuple[int, ...]] = {
-                **network.shapes(),
-                **{
-                    k: (network.groups, )
-                    for k in _STATISTICS
-                }, 'reach': ()
-            }
+            statistics = dict.fromkeys(_STATISTICS, network.image_shape[:1])
+            wanted = dict(network.shapes, **statistics, max_error=())
             wrong = [
                 k for k in sorted(wanted.keys() | state.keys())
                 if k not in state or state[k].shape != wanted.get(k)
@@ -380,42 +242,6 @@ class ReconstructionGate(BaseGate):
                 'expected, not finite or of another shape. Load them with '
                 'the gate they were fitted with, or restore the file from a '
                 'copy.')
-
-
-def _statistics(x: Tensor, groups: int) -> Dict[str, Tensor]:
-    """Mean and deviation, (G,), of each group of values of (N, D)."""
-    values = x.view(len(x), groups, -1)
-    deviation = values.std((0, 2), correction=0)
-    # what is constant in this task may not be in the next
-    least = deviation.mean().mul(1e-3).clamp_min(1e-6)
-    return dict(mean=values.mean((0, 2)), deviation=deviation.clamp_min(least))
-
-
-def _standardised(x: Tensor, statistics: Weights) -> Tensor:
-    """(N, D) -> (N, D), in (0, 1)."""
-    mean, deviation = statistics['mean'], statistics['deviation']
-    values = x.view(len(x), len(mean), -1)
-    return ((values - mean[:, None]) / deviation[:, None]).flatten(1).sigmoid()
-
-
-@torch.no_grad()
-@torch.autocast('cpu', enabled=False)
-def _errors(network: Autoencoder, weights: Weights, values: Tensor) -> Tensor:
-    """(N,) mean squared errors of (N, D) values."""
-    # one by one: in a batch, rounding would depend on the other images
-    return torch.stack([(network(weights, row) - row).square().mean()
-                        for row in values.split(1)])
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums inside the block do not depend on the number of threads."""
-    previous = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(previous)
 
 
 @TASK_UTILS.register_module()
@@ -447,18 +273,17 @@ class AutoencoderGate(ReconstructionGate):
                  batch_size: int = 32,
                  **kwargs: Any) -> None:
         super().__init__(num_steps, batch_size, **kwargs)
-        if hidden < 1:
-            raise ValueError(f'gate.hidden must be >= 1, got {hidden}')
+        check_bounds('hidden', hidden, 1)
         self.hidden = hidden
 
-    def autoencoder(self, size: int) -> LinearAutoencoder:
+    def autoencoder(self, size: int) -> Autoencoder:
         """See :meth:`ReconstructionGate.autoencoder`."""
         if self.hidden >= size:
             raise ValueError(
                 f'gate.hidden {self.hidden} must be less than the {size} '
                 'values of an embedding, or each autoencoder could copy any '
                 'image: take fewer units, or more stages in the embedder')
-        return LinearAutoencoder(size, self.hidden)
+        return Autoencoder((size, 1, 1), (), self.hidden)
 
     def _size_of(self, mean: Tensor) -> int:
         return len(mean)
@@ -495,9 +320,8 @@ class ConvAutoencoderGate(ReconstructionGate):
                  batch_size: int = 16,
                  **kwargs: Any) -> None:
         super().__init__(num_steps, batch_size, **kwargs)
-        for name, values in (('channels', channels), ('hidden', [hidden])):
-            if not values or min(values) < 1:
-                raise ValueError(f'gate.{name} must be >= 1, got {values}')
+        check_bounds('channels', min(channels, default=0), 1)
+        check_bounds('hidden', hidden, 1)
         factor = 2**len(channels)
         if len(image_shape) != 3 or min(image_shape) < 1 or any(
                 side % factor for side in image_shape[1:]):
@@ -507,10 +331,9 @@ class ConvAutoencoderGate(ReconstructionGate):
                 f'{tuple(image_shape)}')
         num_channels, height, width = image_shape
         self.image_shape = (num_channels, height, width)
-        self._network = ConvAutoencoder(self.image_shape, tuple(channels),
-                                        hidden)
+        self._network = Autoencoder(self.image_shape, tuple(channels), hidden)
 
-    def autoencoder(self, size: int) -> ConvAutoencoder:
+    def autoencoder(self, size: int) -> Autoencoder:
         """See :meth:`ReconstructionGate.autoencoder`."""
         if size != math.prod(self.image_shape):
             raise ValueError(
@@ -522,3 +345,111 @@ class ConvAutoencoderGate(ReconstructionGate):
 
     def _size_of(self, mean: Tensor) -> int:
         return math.prod(self.image_shape)
+
+
+class Autoencoder:
+    """Convolutions of stride 2 down to a code, and their mirror back up.
+
+    A function of its weights, so that one network serves all tasks. Kernels
+    are 3x3 on the way down and 4x4, transposed, on the way up, with a linear
+    layer to the code and one from it in the middle: without these, the
+    autoencoder of a varied domain copies the texture of any other. ReLU in
+    between, a sigmoid at the end. Without convolutions it is
+    ``sigmoid(V relu(U x + a) + b)``.
+
+    Args:
+        image_shape (tuple[int]): C, H, W; sides divisible by
+            ``2 ** len(channels)``. Each channel is a group of values.
+        channels (tuple[int]): Of each step down.
+        hidden (int): Units of the code.
+    """
+
+    def __init__(self, image_shape: Tuple[int, int, int],
+                 channels: Tuple[int, ...], hidden: int) -> None:
+        path = (image_shape[0], *channels)
+        height, width = (side >> len(channels) for side in image_shape[1:])
+        self.image_shape = image_shape
+        self._grid = (path[-1], height, width)
+        self._steps = range(len(channels))
+        self.shapes: Dict[str, Tuple[int, ...]] = {}
+        for step, (outer, inner) in enumerate(zip(path, channels)):
+            self.shapes[f'down.{step}.weight'] = (inner, outer, 3, 3)
+            self.shapes[f'down.{step}.bias'] = (inner, )
+            self.shapes[f'up.{step}.weight'] = (inner, outer, 4, 4)
+            self.shapes[f'up.{step}.bias'] = (outer, )
+        size = math.prod(self._grid)
+        self.shapes['encoder.weight'] = (hidden, size)
+        self.shapes['encoder.bias'] = (hidden, )
+        self.shapes['decoder.weight'] = (size, hidden)
+        self.shapes['decoder.bias'] = (size, )
+
+    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+        """Reconstruct (N, D) values in (0, 1); returns (N, D) of those."""
+        y = x.view(len(x), *self.image_shape)
+        for step in self._steps:
+            y = F.conv2d(
+                y,
+                weights[f'down.{step}.weight'],
+                weights[f'down.{step}.bias'],
+                stride=2,
+                padding=1).relu()
+        y = F.linear(
+            y.flatten(1), weights['encoder.weight'],
+            weights['encoder.bias']).relu()
+        y = F.linear(y, weights['decoder.weight'], weights['decoder.bias'])
+        y = y.view(len(x), *self._grid)
+        for step in reversed(self._steps):
+            y = F.conv_transpose2d(
+                y.relu(),
+                weights[f'up.{step}.weight'],
+                weights[f'up.{step}.bias'],
+                stride=2,
+                padding=1)
+        return y.flatten(1).sigmoid()
+
+    def draw(self, generator: torch.Generator) -> Weights:
+        """Weights to begin with: He et al. (ICCV 2015), biases zero."""
+        weights = {}
+        for name, shape in self.shapes.items():
+            bound = 0.0
+            if name.endswith('weight'):
+                bound = (6 / math.prod(shape[1:]))**0.5
+            weights[name] = bound * (
+                2 * torch.rand(shape, generator=generator) - 1)
+        return weights
+
+
+def _statistics(x: Tensor, groups: int) -> Dict[str, Tensor]:
+    """Mean and deviation, (G, ), of each group of values of (N, D)."""
+    values = x.view(len(x), groups, -1)
+    deviation = values.std((0, 2), correction=0)
+    # what is constant in this task may not be in the next
+    least = deviation.mean().mul(1e-3).clamp_min(1e-6)
+    return dict(mean=values.mean((0, 2)), deviation=deviation.clamp_min(least))
+
+
+def _standardised(x: Tensor, statistics: Weights) -> Tensor:
+    """(N, D) -> (N, D), in (0, 1)."""
+    mean, deviation = statistics['mean'], statistics['deviation']
+    values = x.view(len(x), len(mean), -1)
+    return ((values - mean[:, None]) / deviation[:, None]).flatten(1).sigmoid()
+
+
+@torch.no_grad()
+@torch.autocast('cpu', enabled=False)
+def _errors(network: Autoencoder, weights: Weights, values: Tensor) -> Tensor:
+    """(N, ) mean squared errors of (N, D) values."""
+    # one by one, see `distances`
+    return torch.stack([(network(weights, row) - row).square().mean()
+                        for row in values.split(1)])
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums inside the block do not depend on the number of threads."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)

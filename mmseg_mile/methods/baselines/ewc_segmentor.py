@@ -11,153 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmseg.registry import MODELS
-from mmseg_mile.adapters.base_weights import hold_statistics
 from mmseg_mile.structures import Task
 from mmseg_mile.structures.expert import TensorDict
-from .fine_tune_segmentor import FineTuneSegmentor
-
-
-class DefendedSegmentor(FineTuneSegmentor):
-    """Fine-tuning with a term in the loss that defends earlier tasks.
-
-    Args:
-        hold_statistics (bool): Whether norm layers keep the running
-            statistics of the first task, and train with them, from the
-            second task on. The networks of the defences' papers had no batch
-            norm; statistics that follow the newest task change what is
-            predicted for the earlier ones, however well the weights are
-            defended. Defaults to True.
-        *args, **kwargs: As in :class:`FineTuneSegmentor`.
-    """
-
-    #: Whether a task was learned before the present one.
-    defends = False
-
-    def __init__(self,
-                 *args: Any,
-                 hold_statistics: bool = True,
-                 **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.hold_statistics = hold_statistics
-
-    def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
-        """Grow the head; from the second task on there is what to defend."""
-        self.defends = bool(self.classes)
-        super().begin_task(task, loader)
-
-    def train(self, mode: bool = True) -> 'DefendedSegmentor':
-        """Norm layers may keep their statistics; auxiliary heads are new."""
-        super().train(mode)
-        if mode and self.defends and self.hold_statistics:
-            hold_statistics(
-                self,
-                self.auxiliary_head.modules() if self.with_auxiliary_head else
-                ())
-        return self
-
-
-Image = Dict[str, Any]
-
-
-def evenly_spaced(loader: Any, num_images: int) -> Iterator[Image]:
-    """Single images of a loader, the chosen ones as far apart as can be.
-
-    Args:
-        loader (DataLoader): Batches of images, all of one size but the last.
-        num_images (int): At most so many are chosen.
-
-    Yields:
-        dict: A batch of one image.
-    """
-    index, total = 0, 0
-    for batch in loader:
-        size = len(batch['inputs'])
-        total = total or len(loader) * size
-        for position in range(size):
-            # of `total` images, `num_images` begin a new share
-            if index * num_images // total != (index -
-                                               1) * num_images // total:
-                yield {k: v[position:position + 1] for k, v in batch.items()}
-            index += 1
-
-
-def fisher_diagonal(images: Iterable[Image], loss: Callable[[Image], Tensor],
-                    parameters: Mapping[str, Tensor]) -> TensorDict:
-    """Diagonal of the empirical Fisher information.
-
-    ``F_i = 1 / N sum_n (d loss(x_n, y_n) / d theta_i)^2``: squared image by
-    image, with the true labels. The exact Fisher information would draw the
-    labels from the model instead.
-
-    Args:
-        images (Iterable[dict]): Of this process; all processes' count.
-        loss (Callable): Negative log-likelihood of one image, a scalar.
-        parameters (Mapping[str, Tensor]): By name.
-
-    Returns:
-        dict[str, Tensor]: F, in the shape of each parameter.
-    """
-    # laid out one way, however a gradient is
-    total = {
-        name: torch.zeros_like(p, memory_format=torch.contiguous_format)
-        for name, p in parameters.items()
-    }
-    some = next(iter(total.values()))
-    count = some.new_zeros(())
-    for image in images:
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(
-                loss(image), list(parameters.values()), allow_unused=True)
-        for value, gradient in zip(total.values(), gradients):
-            if gradient is not None:
-                value += gradient.detach().square()
-        count += 1
-    for value in (*total.values(), count):
-        all_reduce(value)
-    assert count > 0, 'the loader has no image'
-    return {name: value / count for name, value in total.items()}
-
-
-def fitted(fisher: TensorDict, parameters: Mapping[str, Tensor],
-           classifier: str) -> TensorDict:
-    """The information about the parameters of a head that has grown.
-
-    New rows of the classifier were never trained, so they get zeros. Other
-    parameters of a new shape were drawn anew, and are left out.
-
-    Args:
-        fisher (dict[str, Tensor]): From before; may lack parameters.
-        parameters (Mapping[str, Tensor]): As they are now, by name.
-        classifier (str): Prefix of the parameters with a row per class.
-
-    Returns:
-        dict[str, Tensor]: In shape and memory layout of the parameters.
-    """
-    result: TensorDict = {}
-    for name, value in fisher.items():
-        parameter = parameters[name]
-        if value.shape == parameter.shape or name.startswith(classifier):
-            result[name] = torch.zeros_like(parameter)
-            result[name][:len(value)] = value
-    return result
-
-
-def quadratic_penalty(parameters: Mapping[str, Tensor], anchor: TensorDict,
-                      fisher: TensorDict) -> Tensor:
-    """``1/2 sum_i F_i (theta_i - anchor_i)^2``.
-
-    Args:
-        parameters (Mapping[str, Tensor]): theta, at least those of
-            ``fisher``.
-        anchor (dict[str, Tensor]): Values that cost nothing.
-        fisher (dict[str, Tensor]): F.
-    """
-    terms = [(value * (parameters[name] - anchor[name]).square()).sum()
-             for name, value in fisher.items()]
-    return torch.stack(terms).sum() / 2
-
+from .fine_tune_segmentor import DefendedSegmentor
 
 _FISHER = 'fisher.'
+_CLASSIFIER = 'decode_head.conv_seg.'
 _IGNORED = 255
 
 
@@ -216,7 +75,7 @@ class EWCSegmentor(DefendedSegmentor):
             raise ValueError('model.gamma must lie between 0 (only the last '
                              f'task counts) and 1, got {gamma}')
         if fisher_images < 1:
-            raise ValueError('model.fisher_images must be at least 1, got '
+            raise ValueError('model.fisher_images must be >= 1, got '
                              f'{fisher_images}')
         self.ewc_weight = ewc_weight
         self.gamma = gamma
@@ -229,8 +88,7 @@ class EWCSegmentor(DefendedSegmentor):
         """Grow the head; the weights as they are become the anchor."""
         super().begin_task(task, loader)
         parameters = dict(self.named_parameters())
-        self._fisher = fitted(self._fisher, parameters,
-                              'decode_head.conv_seg.')
+        self._fisher = grown_fisher(self._fisher, parameters, _CLASSIFIER)
         self._anchor = {
             name: parameters[name].detach().clone()
             for name in self._fisher
@@ -242,15 +100,13 @@ class EWCSegmentor(DefendedSegmentor):
         self._anchor = {}
         mode = self.training
         self.eval()
+        share = -(-self.fisher_images // get_world_size())
+        trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
         # a loader draws a seed whenever it starts
         with torch.random.fork_rng(devices=[]):
             fresh = fisher_diagonal(
-                evenly_spaced(loader,
-                              -(-self.fisher_images // get_world_size())),
-                lambda image: self._loss_of_image(task, image), {
-                    n: p
-                    for n, p in self.named_parameters() if p.requires_grad
-                })
+                evenly_spaced(loader, share),
+                lambda image: self._loss_of_image(task, image), trained)
         self.train(mode)
         for name, value in self._fisher.items():
             fresh[name] += self.gamma * value
@@ -269,27 +125,124 @@ class EWCSegmentor(DefendedSegmentor):
         fisher = {_FISHER + key: value for key, value in self._fisher.items()}
         return dict(super().kept_state(), **fisher)
 
-    def take_state(self, state: TensorDict) -> None:
+    def load_kept_state(self, state: TensorDict) -> None:
         """Take over weights and F."""
         self._fisher = {
             key[len(_FISHER):]: state.pop(key).to(self.device)
             for key in list(state) if key.startswith(_FISHER)
         }
-        super().take_state(state)
+        super().load_kept_state(state)
 
-    def _loss_of_image(self, task: Task, image: Image) -> Tensor:
+    def _loss_of_image(self, task: Task, image: Dict[str, Any]) -> Tensor:
         """The training loss of one test-pipeline image, a scalar."""
         data = self.data_preprocessor(image, False)
         sample, = data['data_samples']
         sample = sample.clone()
         sample.set_metainfo(dict(task=task.name))
         sample.gt_sem_seg = PixelData(
-            data=_as_the_input(sample, data['inputs']))
+            data=_labels_of_input(sample, data['inputs']))
         losses = super().loss(data['inputs'], [sample])
         return self.parse_losses(losses)[0]
 
 
-def _as_the_input(sample: Any, inputs: Tensor) -> Tensor:
+def quadratic_penalty(parameters: Mapping[str, Tensor], anchor: TensorDict,
+                      fisher: TensorDict) -> Tensor:
+    """``1/2 sum_i F_i (theta_i - anchor_i)^2``.
+
+    Args:
+        parameters (Mapping[str, Tensor]): theta, at least those of
+            ``fisher``.
+        anchor (dict[str, Tensor]): Values that cost nothing.
+        fisher (dict[str, Tensor]): F.
+    """
+    terms = [(value * (parameters[name] - anchor[name]).square()).sum()
+             for name, value in fisher.items()]
+    return torch.stack(terms).sum() / 2
+
+
+def fisher_diagonal(images: Iterable[Dict[str, Any]],
+                    loss: Callable[[Dict[str, Any]], Tensor],
+                    parameters: Mapping[str, Tensor]) -> TensorDict:
+    """Diagonal of the empirical Fisher information.
+
+    ``F_i = 1 / N sum_n (d loss(x_n, y_n) / d theta_i)^2``: squared image by
+    image, with the true labels. The exact Fisher information would draw the
+    labels from the model instead.
+
+    Args:
+        images (Iterable[dict]): Of this process; all processes' count.
+        loss (Callable): Negative log-likelihood of one image, a scalar.
+        parameters (Mapping[str, Tensor]): By name.
+
+    Returns:
+        dict[str, Tensor]: F, in the shape of each parameter.
+    """
+    # laid out one way, however a gradient is
+    total = {
+        name: torch.zeros_like(p, memory_format=torch.contiguous_format)
+        for name, p in parameters.items()
+    }
+    count = next(iter(total.values())).new_zeros(())
+    for image in images:
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                loss(image), list(parameters.values()), allow_unused=True)
+        for value, gradient in zip(total.values(), gradients):
+            if gradient is not None:
+                value += gradient.detach().square()
+        count += 1
+    for value in (*total.values(), count):
+        all_reduce(value)
+    assert count > 0, 'the loader has no image'
+    return {name: value / count for name, value in total.items()}
+
+
+def evenly_spaced(loader: Any, num_images: int) -> Iterator[Dict[str, Any]]:
+    """Single images of a loader, the chosen ones as far apart as can be.
+
+    Args:
+        loader (DataLoader): Batches of images, all of one size but the last.
+        num_images (int): At most so many are chosen.
+
+    Yields:
+        dict: A batch of one image.
+    """
+    index, total = 0, 0
+    for batch in loader:
+        size = len(batch['inputs'])
+        total = total or len(loader) * size
+        for position in range(size):
+            # the first image of each of `num_images` equal stretches
+            if index * num_images % total < num_images:
+                yield {k: v[position:position + 1] for k, v in batch.items()}
+            index += 1
+
+
+def grown_fisher(fisher: TensorDict, parameters: Mapping[str, Tensor],
+                 classifier: str) -> TensorDict:
+    """The information about the parameters of a head that has grown.
+
+    New rows of the classifier were never trained, so they get zeros. Other
+    parameters of a new shape were drawn anew, and are left out.
+
+    Args:
+        fisher (dict[str, Tensor]): From before; may lack parameters.
+        parameters (Mapping[str, Tensor]): As they are now, by name.
+        classifier (str): Prefix of the parameters with a row per class.
+
+    Returns:
+        dict[str, Tensor]: In shape and memory layout of the parameters.
+    """
+    result: TensorDict = {}
+    for name, value in fisher.items():
+        parameter = parameters[name]
+        if value.shape == parameter.shape or name.startswith(classifier):
+            result[name] = torch.zeros_like(parameter)
+            result[name][:len(value)] = value
+    return result
+
+
+def _labels_of_input(sample: Any, inputs: Tensor) -> Tensor:
     """Labels in the size of the image that the network sees.
 
     The test pipeline leaves them in the original size.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequential fine-tuning: one set of weights, trained on task after task."""
+"""One network for all tasks: fine-tuning, replay and joint training."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,64 +9,19 @@ import torch
 from torch import Tensor
 
 from mmseg.registry import MODELS
+from mmseg_mile.adapters.base_weights import hold_statistics
 from mmseg_mile.library.expert_store import load_model, save_model
 from mmseg_mile.structures import Task
 from mmseg_mile.structures.expert import TensorDict
 from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
 
-_STOCK = ('DefaultOptimWrapperConstructor', None)
-
-
-def with_rate_of(names: Iterable[str], factor: float,
-                 config: Dict[str, Any]) -> Dict[str, Any]:
-    """Multiply the learning rate of the parameters of these names.
-
-    What ``paramwise_cfg.custom_keys`` says of them holds as before: mmengine
-    follows the longest key that occurs in a name, so each name becomes a key
-    with the settings of the key that it has followed so far.
-
-    Args:
-        names (Iterable[str]): Full names in the model.
-        factor (float): On top of an ``lr_mult`` that they may have.
-        config (dict): An ``optim_wrapper``; left as it is.
-
-    Returns:
-        dict: The changed config.
-
-    Raises:
-        ValueError: If the config sets rates in another way than by
-            ``custom_keys``, which would be lost.
-    """
-    paramwise = dict(config.get('paramwise_cfg') or {})
-    others = sorted(set(paramwise) - {'custom_keys', 'bypass_duplicate'})
-    if config.get('constructor') not in _STOCK or others:
-        raise ValueError(
-            'model.shared_lr_mult multiplies rates of optim_wrapper.'
-            'paramwise_cfg.custom_keys, and optim_wrapper has '
-            f'constructor={config.get("constructor")!r} and paramwise_cfg.'
-            f'{others or "custom_keys"}: say the same in custom_keys, or set '
-            'model.shared_lr_mult=1.')
-    known = dict(paramwise.get('custom_keys') or {})
-    keys = dict(known)
-    for name in names:
-        settings = known.get(_followed(name, known), {})
-        keys[name] = dict(
-            settings, lr_mult=factor * settings.get('lr_mult', 1.0))
-    return dict(config, paramwise_cfg=dict(paramwise, custom_keys=keys))
-
-
-def _followed(name: str, keys: Iterable[str]) -> str:
-    """The key that mmengine applies to a parameter; '' if none."""
-    found = [key for key in sorted(keys) if key in name]
-    return max(found, key=len, default='')
-
 
 @MODELS.register_module()
 class FineTuneSegmentor(ContinualSegmentor):
     """The whole network goes on training on each new task, with no defence.
 
-    The lower bound of continual learning. The head speaks the union of all
+    The lower bound of continual learning. The head predicts the union of all
     classes seen so far, by name; a new class gets a new row. No task label
     is used at test time.
 
@@ -81,20 +36,22 @@ class FineTuneSegmentor(ContinualSegmentor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # of the whole stream, as far as it is known
         self._spaces: Dict[str, Tuple[str, ...]] = {}
+        self._colours: Dict[str, Tuple[int, ...]] = {}
         self._tables: Dict[str, Tensor] = {}
         self._task: Optional[str] = None
 
     def check_stream(self, tasks: Sequence[Task]) -> None:
         """See :meth:`ContinualSegmentor.check_stream`; of the union, too."""
         super().check_stream(tasks)
-        known: Dict[str, None] = {}
         for task in tasks:
             # images of an earlier task are labelled in its classes
             self._spaces[task.name] = task.classes
-            known.update(dict.fromkeys(task.classes))
+            for name, colour in zip(task.classes, task.palette):
+                self._colours.setdefault(name, colour)
             for template in (self.head_template, *self._auxiliary_templates):
-                head_config(template, len(known))
+                head_config(template, len(self._colours))
 
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """Grow the head by the task's new classes."""
@@ -130,7 +87,7 @@ class FineTuneSegmentor(ContinualSegmentor):
             dict[str, Tensor]: Losses by name.
         """
         for sample in data_samples:
-            table = self._table(sample.metainfo.get('task', self._task))
+            table = self._label_table(sample.metainfo.get('task', self._task))
             truth = sample.gt_sem_seg
             truth.data = table.to(inputs.device)[truth.data.long()]
         return super().loss(inputs, data_samples)
@@ -146,13 +103,13 @@ class FineTuneSegmentor(ContinualSegmentor):
         if tasks:
             state, classes, palette = load_model(folder / tasks[-1].name)
             self.set_decode_head(self.new_head(len(classes)), classes, palette)
-            self.take_state(state)
+            self.load_kept_state(state)
 
-    def take_state(self, state: TensorDict) -> None:
+    def load_kept_state(self, state: TensorDict) -> None:
         """Take over what :meth:`kept_state` gave, for the present head."""
         self.load_state_dict(state, strict=True)
 
-    def _table(self, task: str) -> Tensor:
+    def _label_table(self, task: str) -> Tensor:
         """From the labels of a task to those of the head; (256, ) int64."""
         if task not in self._tables:
             table = torch.full((256, ), 255, dtype=torch.long)
@@ -166,14 +123,16 @@ class FineTuneSegmentor(ContinualSegmentor):
 class JointSegmentor(FineTuneSegmentor):
     """One network for the images of all tasks, which are all there at once.
 
-    Not incremental, but what increments are measured against: the upper
-    bound of one network for all tasks. It has the iterations of the whole
-    stream and no more, in as many parts as there are tasks, and the schedule
-    of the learning rate begins anew with each. All parts train the images of
-    all tasks; so row i of the score matrix is the network after i + 1 parts
-    of the budget, and says nothing of forgetting.
+    Not incremental: what one network makes of every image of the stream
+    within the iterations of the stream. They come in as many parts as there
+    are tasks, and the schedule of the learning rate begins anew with each.
+    All parts train the images of all tasks; so row i of the score matrix is
+    the network after i + 1 parts of the budget, and says nothing of
+    forgetting. It is a reference and no upper bound: a method that spends
+    each part on the task that it adds can score higher, and replay does so
+    on the real stream of our tables.
 
-    The head speaks the union of all classes of the stream from the start.
+    The head predicts the union of all classes of the stream from the start.
     No task label is used at test time. It needs
     ``train_cfg.rehearsal=dict(tasks='all', ...)``, where ``share=None``
     shows every image equally often.
@@ -182,17 +141,6 @@ class JointSegmentor(FineTuneSegmentor):
     METHOD = 'joint training'
     rehearses = ('all', )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._colours: Dict[str, Tuple[int, ...]] = {}
-
-    def check_stream(self, tasks: Sequence[Task]) -> None:
-        """See :meth:`FineTuneSegmentor.check_stream`; its classes stay."""
-        super().check_stream(tasks)
-        for task in tasks:
-            for name, colour in zip(task.classes, task.palette):
-                self._colours.setdefault(name, colour)
-
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """With the first task, a head for all; later nothing changes."""
         if not self.classes:
@@ -200,3 +148,42 @@ class JointSegmentor(FineTuneSegmentor):
                 self.new_head(len(self._colours)), tuple(self._colours),
                 tuple(self._colours.values()))
         super().begin_task(task, loader)
+
+
+class DefendedSegmentor(FineTuneSegmentor):
+    """Fine-tuning with a term in the loss that defends earlier tasks.
+
+    Args:
+        hold_statistics (bool): Whether norm layers keep the running
+            statistics of the first task, and train with them, from the
+            second task on. The networks of the defences' papers had no batch
+            norm; statistics that follow the newest task change what is
+            predicted for the earlier ones, however well the weights are
+            defended. Defaults to True.
+        *args, **kwargs: As in :class:`FineTuneSegmentor`.
+    """
+
+    #: Whether a task was learned before the present one.
+    defends = False
+
+    def __init__(self,
+                 *args: Any,
+                 hold_statistics: bool = True,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hold_statistics = hold_statistics
+
+    def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
+        """Grow the head; from the second task on there is what to defend."""
+        self.defends = bool(self.classes)
+        super().begin_task(task, loader)
+
+    def train(self, mode: bool = True) -> 'DefendedSegmentor':
+        """Norm layers may keep their statistics; auxiliary heads are new."""
+        super().train(mode)
+        if mode and self.defends and self.hold_statistics:
+            hold_statistics(
+                self,
+                self.auxiliary_head.modules() if self.with_auxiliary_head else
+                ())
+        return self

@@ -3,70 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg.utils import add_prefix
 from mmseg_mile.structures import Task
-from .ewc_segmentor import DefendedSegmentor
-from .fine_tune_segmentor import with_rate_of
+from .fine_tune_segmentor import DefendedSegmentor
 
 # Shape legend: B images, C classes, h x w grid of the logits
 
-
-class Teacher:
-    """A frozen copy of a segmentor as it is now.
-
-    No module, so that it is neither trained nor saved as part of the model
-    that asks it.
-
-    Args:
-        model (EncoderDecoder): Stays as it is.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = copy.deepcopy(model)
-        self._model.requires_grad_(False)
-        self._model.zero_grad()
-        self._model.eval()
-
-    @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Logits on the head's own grid.
-
-        Args:
-            inputs (Tensor): (B, 3, H, W), normalised.
-
-        Returns:
-            Tensor: (B, C, h, w), C the classes that it knew.
-        """
-        return self._model(inputs, mode='tensor')
-
-
-def distillation_loss(logits: Tensor, wanted: Tensor,
-                      temperature: float) -> Tensor:
-    """``T^2 KL(softmax(wanted / T) || softmax(logits / T))`` per pixel.
-
-    Zero only where both distributions are equal. T^2 keeps the size of the
-    gradient whatever the temperature (Hinton et al. 2015, 1503.02531, sec. 2).
-
-    Args:
-        logits (Tensor): (B, C', h, w); the first C of them are compared.
-        wanted (Tensor): (B, C, h, w), logits of the teacher.
-        temperature (float): T, above 1 to look at unlikely classes as well.
-
-    Returns:
-        Tensor: Scalar, the mean over all pixels.
-    """
-    ours = F.log_softmax(logits[:, :wanted.shape[1]].float() / temperature, 1)
-    theirs = F.log_softmax(wanted.float() / temperature, 1)
-    divergence = (theirs.exp() * (theirs - ours)).sum(dim=1)
-    return temperature**2 * divergence.mean()
+_STOCK_CONSTRUCTORS = ('DefaultOptimWrapperConstructor', None)
 
 
 @MODELS.register_module()
@@ -120,57 +72,50 @@ class LwFSegmentor(DefendedSegmentor):
                  shared_lr_mult: float = 1.0,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name, value in dict(
-                lwf_weight=lwf_weight, shared_lr_mult=shared_lr_mult).items():
-            if value < 0:
-                raise ValueError(f'model.{name} must be >= 0, got {value}')
+        check_distillation(
+            self, lwf_weight=lwf_weight, shared_lr_mult=shared_lr_mult)
         if temperature <= 0:
             raise ValueError('model.temperature must be > 0 (the paper has '
                              f'2), got {temperature}')
-        head: Any = type(self.decode_head)
-        if (not issubclass(head, BaseDecodeHead)
-                or head.loss is not BaseDecodeHead.loss
-                or head.loss_by_feat is not BaseDecodeHead.loss_by_feat):
-            raise ValueError(
-                'LwFSegmentor distils one map of logits, but decode_head.type '
-                f'{head.__name__!r} computes its loss in its own way: use a '
-                'head with the loss of BaseDecodeHead, such as '
-                'SegformerHead.')
         self.lwf_weight = lwf_weight
         self.temperature = temperature
         self.shared_lr_mult = shared_lr_mult
-        self._teacher: Optional[Teacher] = None
+        # in a tuple, so that it is no part of the model
+        self._teacher: Tuple[EncoderDecoder, ...] = ()
         self._wanted: Optional[Tensor] = None
 
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """Copy the network as it is, then grow the head."""
-        self._teacher = self._wanted = None
+        self._teacher, self._wanted = (), None
         if self.classes:
-            self._teacher = Teacher(self)
+            teacher = copy.deepcopy(self).requires_grad_(False).eval()
+            teacher.zero_grad()
+            self._teacher = (teacher, )
         super().begin_task(task, loader)
 
     def end_task(self, task: Task, loader: Iterable[dict]) -> None:
         """The copy has done its work."""
         super().end_task(task, loader)
-        self._teacher = self._wanted = None
+        self._teacher, self._wanted = (), None
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
         """Fine-tuning's loss, and ``loss_lwf`` from the second task on."""
-        if self._teacher is not None:
-            self._wanted = self._teacher(inputs)
+        for teacher in self._teacher:
+            with torch.no_grad():
+                self._wanted = teacher(inputs, mode='tensor')
         return super().loss(inputs, data_samples)
 
     def optim_wrapper_config(self, config: Dict[str, Any]) -> Dict[str, Any]:
         """See :meth:`ContinualSegmentor.optim_wrapper_config`.
 
         Raises:
-            ValueError: See :func:`with_rate_of`; for the first task already.
+            ValueError: See :func:`scale_lr`; for the first task already.
         """
         if self.shared_lr_mult == 1:
             return config
         names = [n for n, _ in self.backbone.named_parameters('backbone')]
-        slower = with_rate_of(names, self.shared_lr_mult, config)
-        return config if self._teacher is None else slower
+        slower = scale_lr(names, self.shared_lr_mult, config)
+        return slower if self._teacher else config
 
     def _decode_head_forward_train(self, inputs: List[Tensor],
                                    data_samples: list) -> dict:
@@ -182,3 +127,92 @@ class LwFSegmentor(DefendedSegmentor):
             losses['loss_lwf'] = self.lwf_weight * distillation_loss(
                 logits, self._wanted, self.temperature)
         return losses
+
+
+def distillation_loss(logits: Tensor, wanted: Tensor,
+                      temperature: float) -> Tensor:
+    """``T^2 KL(softmax(wanted / T) || softmax(logits / T))`` per pixel.
+
+    Zero only where both distributions are equal. T^2 keeps the size of the
+    gradient whatever the temperature (Hinton et al. 2015, 1503.02531, sec. 2).
+
+    Args:
+        logits (Tensor): (B, C', h, w); the first C of them are compared.
+        wanted (Tensor): (B, C, h, w), logits of the teacher.
+        temperature (float): T, above 1 to look at unlikely classes as well.
+
+    Returns:
+        Tensor: Scalar, the mean over all pixels.
+    """
+    ours = F.log_softmax(logits[:, :wanted.shape[1]].float() / temperature, 1)
+    theirs = F.log_softmax(wanted.float() / temperature, 1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(dim=1)
+    return temperature**2 * divergence.mean()
+
+
+def check_distillation(model: Any, **weights: float) -> None:
+    """Refuse what a method that distils logits cannot work with.
+
+    Args:
+        model (EncoderDecoder): Of the method.
+        **weights (float): Fields of the model that must not be negative.
+
+    Raises:
+        ValueError: If one is, or the head's loss is not that of one map of
+            logits.
+    """
+    for name, value in weights.items():
+        if value < 0:
+            raise ValueError(f'model.{name} must be >= 0, got {value}')
+    head: Any = type(model.decode_head)
+    # a head that decodes to several maps needs a loss for them
+    if any(
+            getattr(head, name, None) is not getattr(BaseDecodeHead, name)
+            for name in ('loss', 'loss_by_feat')):
+        raise ValueError(
+            f'{type(model).__name__} distils one map of logits, but '
+            f'decode_head.type {head.__name__!r} computes its loss in its own '
+            'way: use a head with the loss of BaseDecodeHead, such as '
+            'SegformerHead.')
+
+
+def scale_lr(names: Iterable[str], factor: float,
+             config: Dict[str, Any]) -> Dict[str, Any]:
+    """Multiply the learning rate of the parameters of these names.
+
+    What ``paramwise_cfg.custom_keys`` says of them holds as before: mmengine
+    follows the longest key that occurs in a name, so each name becomes a key
+    with the settings of the key that it has followed so far.
+
+    Args:
+        names (Iterable[str]): Full names in the model.
+        factor (float): On top of an ``lr_mult`` that they may have.
+        config (dict): An ``optim_wrapper``; left as it is.
+
+    Returns:
+        dict: The changed config.
+
+    Raises:
+        ValueError: If the config sets rates in another way than by
+            ``custom_keys``, which would be lost.
+    """
+    paramwise = dict(config.get('paramwise_cfg') or {})
+    others = sorted(set(paramwise) - {'custom_keys', 'bypass_duplicate'})
+    if config.get('constructor') not in _STOCK_CONSTRUCTORS or others:
+        raise ValueError(
+            'model.shared_lr_mult multiplies rates of optim_wrapper.'
+            'paramwise_cfg.custom_keys, and optim_wrapper has '
+            f'constructor={config.get("constructor")!r} and paramwise_cfg.'
+            f'{others or "custom_keys"}: say the same in custom_keys, or set '
+            'model.shared_lr_mult=1.')
+    known = dict(paramwise.get('custom_keys') or {})
+    keys = dict(known)
+    for name in names:
+        # of equally long keys, mmengine takes the first in the alphabet
+        followed = max((key for key in sorted(known) if key in name),
+                       key=len,
+                       default='')
+        settings = known.get(followed, {})
+        keys[name] = dict(
+            settings, lr_mult=factor * settings.get('lr_mult', 1.0))
+    return dict(config, paramwise_cfg=dict(paramwise, custom_keys=keys))

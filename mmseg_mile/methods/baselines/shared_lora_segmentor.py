@@ -22,7 +22,7 @@ class SharedLoRASegmentor(FineTuneSegmentor):
     The setting of CLoRA (arXiv 2507.19887), with nothing against forgetting
     but the small number of weights that move: what MILE is without an expert
     per task and without a gate. Only its abstract was at hand, so ranks and
-    layers are those of the MILE config beside it. One head speaks the union
+    layers are those of the MILE config beside it. One head predicts the union
     of all classes, and trains in full, as do the norm layers that
     ``train_norm`` gives the adapter. No task label is used at test time.
 
@@ -62,9 +62,11 @@ class SharedLoRASegmentor(FineTuneSegmentor):
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
         """Grow the head; the adapter takes the task's name."""
         super().begin_task(task, loader)
-        first = self.adapter is None
-        self._rename(task.name)
-        if first and self.backbone.base_training == 'first_task':
+        previous = self.adapter
+        self.backbone.add_expert(task.name, previous)
+        if previous is not None:
+            del self.backbone.experts[previous]
+        if previous is None and self.backbone.base_training == 'first_task':
             self.backbone.train_base()
         else:
             self.backbone.train_expert(task.name)
@@ -135,10 +137,3 @@ class SharedLoRASegmentor(FineTuneSegmentor):
                 for key, value in getattr(adapter, part).items():
                     state[f'{part}/{key}'] = value
         return state
-
-    def _rename(self, name: str) -> None:
-        """Give the adapter a name; without one, it begins as the base."""
-        previous = self.adapter
-        self.backbone.add_expert(name, previous)
-        if previous is not None:
-            del self.backbone.experts[previous]

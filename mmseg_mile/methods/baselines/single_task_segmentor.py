@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from abc import abstractmethod
 from pathlib import Path
 from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
-                    Tuple)
+                    Set, Tuple)
 
 from torch import Tensor
 
@@ -16,6 +14,9 @@ from mmseg_mile.library.expert_store import load_model, save_model
 from mmseg_mile.structures import Task
 from mmseg_mile.structures.expert import TensorDict
 from ..continual_segmentor import ContinualSegmentor
+
+# State, classes and palette.
+_Network = Tuple[TensorDict, Tuple[str, ...], Tuple[Tuple[int, ...], ...]]
 
 
 class GivenTaskSegmentor(ContinualSegmentor):
@@ -29,20 +30,28 @@ class GivenTaskSegmentor(ContinualSegmentor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._kept: Dict[str, _Network] = {}
+        self._active = ''
         self._forced: Optional[str] = None
 
     @property
-    @abstractmethod
     def expert_names(self) -> Tuple[str, ...]:
         """tuple[str]: Tasks in the order in which they were learned."""
+        return tuple(self._kept)
 
-    @abstractmethod
-    def take(self, name: str) -> None:
+    def shared_names(self) -> Set[str]:
+        """Names in the state dict of what all tasks share."""
+        return set()
+
+    def activate(self, name: str) -> None:
         """Make the network that of a learned task.
 
         Args:
             name (str): One of ``expert_names``.
         """
+        if name != self._active:
+            self._load(*self._kept[name])
+            self._active = name
 
     def predict(self,
                 inputs: Tensor,
@@ -53,10 +62,10 @@ class GivenTaskSegmentor(ContinualSegmentor):
             ValueError: If no task was learned.
         """
         samples = data_samples or [None] * len(inputs)
-        names = [self._name_of(sample) for sample in samples]
+        names = [self._task_of(sample) for sample in samples]
         outputs: List[Any] = [None] * len(inputs)
         for name in dict.fromkeys(names):
-            self.take(name)
+            self.activate(name)
             indices = [i for i, other in enumerate(names) if other == name]
             group = super().predict(
                 inputs[indices], data_samples
@@ -66,6 +75,16 @@ class GivenTaskSegmentor(ContinualSegmentor):
                 outputs[index] = sample
         return outputs
 
+    def _task_of(self, sample: Any) -> str:
+        """The learned task that predicts an image."""
+        if not self._kept:
+            raise ValueError(f'{type(self).__name__} has learned no task yet: '
+                             'train it, or load its tasks.')
+        if self._forced is not None:
+            return self._forced
+        task = sample.metainfo.get('task') if sample is not None else None
+        return task if task in self._kept else self.expert_names[-1]
+
     @contextlib.contextmanager
     def forced(self, expert: str) -> Iterator[None]:
         """Predict every image inside the block as of one task.
@@ -73,7 +92,7 @@ class GivenTaskSegmentor(ContinualSegmentor):
         Raises:
             ValueError: If the task was not learned.
         """
-        if expert not in self.expert_names:
+        if expert not in self._kept:
             raise ValueError(f'{expert!r} is no learned task; learned are '
                              f'{self.expert_names}')
         previous, self._forced = self._forced, expert
@@ -82,18 +101,47 @@ class GivenTaskSegmentor(ContinualSegmentor):
         finally:
             self._forced = previous
 
-    def _name_of(self, sample: Any) -> str:
-        """The learned task that predicts an image."""
-        if not self.expert_names:
-            raise ValueError(f'{type(self).__name__} has learned no task yet: '
-                             'train it, or load its tasks.')
-        if self._forced is not None:
-            return self._forced
-        task = sample.metainfo.get('task') if sample is not None else None
-        return task if task in self.expert_names else self.expert_names[-1]
+    def save_task(self, task: Task, folder: Path,
+                  provenance: Dict[str, Any]) -> None:
+        """Write the network of a task, what is shared as it is now."""
+        self.activate(task.name)
+        save_model(folder / task.name, self.state_dict(), self.classes,
+                   self.palette, provenance)
 
+    def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
+        """Read the tasks' networks; what is shared is that of the last."""
+        for task in tasks:
+            self._load(*load_model(folder / task.name), strict=True)
+            self._keep(task.name)
 
-_Model = Tuple[TensorDict, Tuple[str, ...], Tuple[Tuple[int, ...], ...]]
+    def kept_state(self) -> TensorDict:
+        """See :meth:`ContinualSegmentor.kept_state`; what is shared, once."""
+        shared = self.shared_names()
+        held = {k: v for k, v in self.state_dict().items() if k in shared}
+        for name, (state, _, _) in self._kept.items():
+            held.update({f'{name}/{key}': v for key, v in state.items()})
+        return held
+
+    def _keep(self, name: str) -> None:
+        """The network as it is now becomes that of a task."""
+        shared = self.shared_names()
+        state = {
+            key: value.detach().clone()
+            for key, value in self.state_dict().items() if key not in shared
+        }
+        self._kept[name] = (state, self.classes, self.palette)
+        self._active = name
+
+    def _load(self,
+              state: TensorDict,
+              classes: Sequence[str],
+              palette: Sequence[Sequence[int]],
+              strict: bool = False) -> None:
+        head = self.decode_head
+        if len(classes) != self.num_classes:
+            head = self.new_head(len(classes)).train(self.training)
+        self.set_decode_head(head, classes, palette)
+        self.load_state_dict(state, strict=strict)
 
 
 @MODELS.register_module()
@@ -109,18 +157,13 @@ class SingleTaskSegmentor(GivenTaskSegmentor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._models: Dict[str, _Model] = {}
-        self._pretrained: Optional[TensorDict] = None
-
-    @property
-    def expert_names(self) -> Tuple[str, ...]:
-        """tuple[str]: Tasks that have a model."""
-        return tuple(self._models)
+        self._pretrained: TensorDict = {}
 
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
-        """Back to the pretrained backbone, with a new head."""
+        """Back to the pretrained backbone and neck, with a new head."""
         self._remember_pretrained()
-        self.backbone.load_state_dict(self._pretrained)
+        self.load_state_dict(self._pretrained, strict=False)
+        self._active = ''
         self.set_decode_head(
             self.new_head(task.num_classes), task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
@@ -128,37 +171,17 @@ class SingleTaskSegmentor(GivenTaskSegmentor):
     def end_task(self, task: Task, loader: Iterable[dict]) -> None:
         """Keep the model aside."""
         self.drop_auxiliary_heads()
-        state = {k: v.detach().clone() for k, v in self.state_dict().items()}
-        self._models[task.name] = (state, self.classes, self.palette)
-
-    def save_task(self, task: Task, folder: Path,
-                  provenance: Dict[str, Any]) -> None:
-        """Write the task's model."""
-        save_model(folder / task.name, *self._models[task.name], provenance)
-
-    def kept_state(self) -> Dict[str, Tensor]:
-        """See :meth:`ContinualSegmentor.kept_state`; all models are kept."""
-        return {
-            f'{task}/{key}': value
-            for task, (state, _, _) in self._models.items()
-            for key, value in state.items()
-        }
+        self._keep(task.name)
 
     def load_tasks(self, tasks: Sequence[Task], folder: Path) -> None:
         """Read the models of the tasks."""
         self._remember_pretrained()
-        for task in tasks:
-            self._models[task.name] = load_model(folder / task.name)
-
-    def take(self, name: str) -> None:
-        """See :meth:`GivenTaskSegmentor.take`."""
-        state, classes, palette = self._models[name]
-        if len(classes) != self.num_classes:
-            self.set_decode_head(
-                self.new_head(len(classes)).eval(), classes, palette)
-        self.set_decode_head(self.decode_head, classes, palette)
-        self.load_state_dict(state, strict=True)
+        super().load_tasks(tasks, folder)
 
     def _remember_pretrained(self) -> None:
-        if self._pretrained is None:
-            self._pretrained = copy.deepcopy(self.backbone.state_dict())
+        if not self._pretrained:
+            self._pretrained = {
+                key: value.detach().clone()
+                for key, value in self.state_dict().items()
+                if key.startswith(('backbone.', 'neck.'))
+            }

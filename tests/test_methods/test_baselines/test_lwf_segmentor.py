@@ -1,229 +1,207 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning without forgetting on one small network."""
+"""Learning without forgetting: its loss by hand, and on a small network."""
 from __future__ import annotations
 
 import copy
-import json
-from functools import partial
+import math
 
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
-from run_comparison import differences
-from tiny import (DAY, DUSK, NIGHT, StopAt, batch_of, learn_task, one_model,
-                  one_model_config, train)
+from tiny import DAY, DUSK, NIGHT, batch_of, learn_task, one_model, train
+from torch import nn
 
-from mmseg_mile.methods.baselines.lwf_segmentor import distillation_loss
+from mmseg_mile.methods.baselines.lwf_segmentor import (distillation_loss,
+                                                        scale_lr)
+
+# -- distillation ------------------------------------------------------------
+
+
+def pixel(*values):
+    return torch.tensor(values).log().view(1, -1, 1, 1)
+
+
+HALF, QUARTER = pixel(0.5, 0.5), pixel(0.25, 0.75)
+# KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 log 2 + 1/2 log 2/3
+APART = math.log(4 / 3) / 2
+
+
+@pytest.mark.parametrize(
+    'logits, wanted, temperature, expected',
+    [
+        (QUARTER, HALF, 1.0, APART),
+        # at T = 2, softmax(log p / 2) is p^(1/2) / sum p^(1/2): (1/16, 9/16)
+        # becomes (1/4, 3/4), and T^2 restores the size
+        (pixel(1 / 16, 9 / 16), HALF, 2.0, 4 * APART),
+        # the same distribution, other logits
+        (QUARTER + 7.0, QUARTER, 2.0, 0),
+        # pixels are averaged
+        (torch.cat(
+            (HALF, QUARTER), 3), HALF.expand(1, 2, 1, 2), 1.0, APART / 2),
+        # a new class is not asked for
+        (torch.cat((QUARTER, torch.full(
+            (1, 1, 1, 1), 9.0)), 1), HALF, 1.0, APART),
+    ])
+def test_divergence_of_given_distributions(logits, wanted, temperature,
+                                           expected):
+    loss = distillation_loss(logits, wanted, temperature)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradient_is_the_difference_of_the_distributions():
+    logits = QUARTER.clone().requires_grad_()
+    distillation_loss(logits, HALF, 1.0).backward()
+    torch.testing.assert_close(logits.grad.flatten(),
+                               torch.tensor([-0.25, 0.25]))
+
+
+# -- on a network ------------------------------------------------------------
 
 
 @pytest.fixture
-def model():
-    return one_model('LwFSegmentor')
-
-
-@pytest.fixture
-def learned(model):
+def learned():
+    model = one_model('LwFSegmentor')
     learn_task(model, DAY)
     return model
 
 
 def losses_of(model, task):
-    data = model.data_preprocessor(batch_of(task, 1), True)
-    return model.loss(**data)
+    return model.loss(**model.data_preprocessor(batch_of(task, 9), True))
 
 
 def answers(model, task):
-    images = model.data_preprocessor(batch_of(task, 9, 4), False)['inputs']
+    images = model.data_preprocessor(batch_of(task, 9), False)['inputs']
     with torch.no_grad():
         return model.eval()._forward(images)
 
 
-def test_first_task_has_nothing_to_distil(model):
-    model.begin_task(DAY, [])
-    assert 'loss_lwf' not in losses_of(model, DAY)
-
-
-def test_unchanged_network_agrees_with_itself(learned):
-    learned.begin_task(DUSK, [])
-    losses = losses_of(learned.eval(), DUSK)
-    assert losses['loss_lwf'].item() == pytest.approx(0, abs=1e-6)
-    assert 'decode.loss_ce' in losses
-
-
-def test_term_is_the_weighted_divergence_from_the_old_answers(learned):
+def test_term_is_the_weighted_divergence_from_the_answers_before(learned):
+    first = one_model('LwFSegmentor')
+    first.begin_task(DAY, [])
+    assert 'loss_lwf' not in losses_of(first, DAY)
     learned.lwf_weight, learned.temperature = 3.0, 4.0
     wanted = answers(learned, NIGHT)
     learned.begin_task(NIGHT, [])
+    losses = losses_of(learned.eval(), NIGHT)
+    assert losses['loss_lwf'].item() == pytest.approx(0, abs=1e-6)
     train(learned, NIGHT)
-    data = learned.data_preprocessor(batch_of(NIGHT, 9, 4), True)
-    term = learned.eval().loss(**data)['loss_lwf']
+    losses = losses_of(learned.eval(), NIGHT)
     expected = distillation_loss(answers(learned, NIGHT), wanted, 4.0)
     assert expected > 0
-    torch.testing.assert_close(term, 3.0 * expected)
+    torch.testing.assert_close(losses['loss_lwf'], 3.0 * expected)
+    # the other losses are those of fine-tuning
+    plain = copy.deepcopy(learned)
+    plain._teacher, plain._wanted = (), None
+    del losses['loss_lwf']
+    assert losses == losses_of(plain, NIGHT)
 
 
-def test_other_losses_are_those_of_fine_tuning(learned):
-    learned.begin_task(NIGHT, [])
-    plain = one_model('FineTuneSegmentor')
-    plain.set_decode_head(
-        copy.deepcopy(learned.decode_head), learned.classes, learned.palette)
-    plain.load_state_dict(learned.state_dict())
-    plain._spaces, plain._task = learned._spaces, learned._task
-    mine, theirs = (losses_of(m.eval(), NIGHT) for m in (learned, plain))
-    del mine['loss_lwf']
-    assert mine == theirs
-
-
-def test_old_answers_are_those_before_the_task(learned):
-    before = answers(learned, NIGHT)
-    learned.begin_task(NIGHT, [])
-    train(learned, NIGHT)
-    images = learned.data_preprocessor(batch_of(NIGHT, 9, 4), False)['inputs']
-    assert torch.equal(learned._teacher(images), before)
-    assert before.shape[1] == 2 and learned.num_classes == 3
-
-
-def test_old_network_is_no_part_of_the_model(learned):
-    known = [n for n, _ in learned.named_parameters()]
+def test_network_from_before_is_no_part_of_the_model(learned):
+    known = set(learned.state_dict())
     learned.begin_task(DUSK, [])
-    assert [n for n, _ in learned.named_parameters()] == known
-    assert not any('teacher' in key for key in learned.state_dict())
-
-
-def test_old_network_is_gone_when_the_task_ends(learned):
-    learned.begin_task(DUSK, [])
-    train(learned, DUSK, 1)
-    learned.end_task(DUSK, [])
-    assert learned._teacher is None and learned._wanted is None
-
-
-def test_defended_answers_move_less_than_undefended_ones():
-    moved = {}
-    for weight in (0.0, 1.0, 10.0):
-        model = one_model('LwFSegmentor', lwf_weight=weight)
-        learn_task(model, DAY)
-        before = answers(model, NIGHT)
-        model.begin_task(NIGHT, [])
-        train(model, NIGHT, 8)
-        moved[weight] = distillation_loss(answers(model, NIGHT), before,
-                                          1.0).item()
-    assert moved[10.0] < moved[1.0] < moved[0.0]
-
-
-def test_saved_model_goes_on_as_the_one_that_was_not(learned, tmp_path):
-    learned.save_task(DAY, tmp_path, {})
-    other = one_model('LwFSegmentor')
-    other.load_tasks([DAY], tmp_path)
-    for model in (learned, other):
-        torch.manual_seed(3)
-        model.begin_task(NIGHT, [])
-        train(model, NIGHT)
-    for mine, theirs in zip(learned.parameters(), other.parameters()):
-        assert torch.equal(mine, theirs)
-
-
-def test_nothing_is_kept_but_the_weights(learned, tmp_path):
+    assert set(learned.state_dict()) == known
+    teacher, = learned._teacher
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in learned.parameters())
     plain = one_model('FineTuneSegmentor')
     learn_task(plain, DAY)
-    learned.begin_task(DUSK, [])
     assert learned.kept_cost([]) == plain.kept_cost([])
+    learned.end_task(DUSK, [])
+    assert not learned._teacher
 
 
-# -- two learning rates -------------------------------------------------------
+def test_defended_answers_move_less_than_undefended_ones(learned):
+    before, moved = answers(learned, NIGHT), []
+    learned.begin_task(NIGHT, [])
+    for weight in (0.0, 1.0, 10.0):
+        model = copy.deepcopy(learned)
+        model.lwf_weight = weight
+        train(model, NIGHT, 8)
+        moved.append(
+            distillation_loss(answers(model, NIGHT), before, 1.0).item())
+    assert moved[0] > moved[1] > moved[2]
 
-WRAPPER = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+
+# -- two learning rates ------------------------------------------------------
 
 
-def rates(model):
-    wrapper = build_optim_wrapper(model, model.optim_wrapper_config(WRAPPER))
-    known = {id(p): n for n, p in model.named_parameters()}
+def wrapper_config(**paramwise):
+    config = dict(
+        type='OptimWrapper',
+        optimizer=dict(type='SGD', lr=0.1, weight_decay=0.01))
+    return dict(config, paramwise_cfg=paramwise) if paramwise else config
+
+
+def settings(net, config):
+    """Rate and decay of each parameter, as mmengine makes them."""
+    known = {id(p): n for n, p in net.named_parameters()}
     return {
-        known[id(p)].split('.')[0]: pytest.approx(group['lr'])
-        for group in wrapper.param_groups
-        for p in group['params'] if id(p) in known
+        known[id(p)]: (round(g['lr'], 6), g['weight_decay'])
+        for g in build_optim_wrapper(net, config).param_groups
+        # mmengine adds a group of its own for the schedulers
+        for p in g['params'] if id(p) in known
     }
 
 
-def test_backbone_is_slower_from_the_second_task_on():
-    model = one_model('LwFSegmentor', shared_lr_mult=0.01)
-    model.begin_task(DAY, [])
-    assert rates(model) == dict(backbone=0.1, decode_head=0.1)
-    model.end_task(DAY, [])
-    model.begin_task(NIGHT, [])
-    assert rates(model) == dict(backbone=0.001, decode_head=0.1)
+@pytest.mark.parametrize('keys, wanted', [
+    ({}, dict(conv=(0.05, 0.01), norm=(0.05, 0.01), head=(0.1, 0.01))),
+    ({'norm': dict(decay_mult=0.0), 'conv': dict(lr_mult=3.0),
+      'head': dict(lr_mult=10.0)},
+     dict(conv=(0.15, 0.01), norm=(0.05, 0.0), head=(1.0, 0.01))),
+    # the longest key rules
+    ({'backbone': dict(lr_mult=2.0), 'backbone.norm': dict(lr_mult=4.0)},
+     dict(conv=(0.1, 0.01), norm=(0.2, 0.01), head=(0.1, 0.01))),
+])  # yapf: disable
+def test_rate_is_multiplied_and_custom_keys_hold(keys, wanted):
+    net = nn.ModuleDict(
+        dict(
+            backbone=nn.ModuleDict(
+                dict(conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4))),
+            head=nn.Conv2d(4, 2, 1)))
+    config = wrapper_config(custom_keys=keys)
+    before = copy.deepcopy(config)
+    names = [n for n, _ in net.named_parameters() if 'backbone' in n]
+    found = settings(net, scale_lr(names, 0.5, config))
+    assert config == before
+    for name, value in found.items():
+        assert value == wanted[name.split('.')[-2]]
 
 
-def test_one_rate_leaves_the_config_alone(learned):
-    learned.begin_task(NIGHT, [])
-    assert learned.optim_wrapper_config(WRAPPER) is WRAPPER
-
-
-def test_rates_that_would_be_lost_are_refused_before_the_first_task():
-    model = one_model('LwFSegmentor', shared_lr_mult=0.01)
-    model.begin_task(DAY, [])
-    with pytest.raises(ValueError, match='shared_lr_mult.*bias_lr_mult'):
-        model.optim_wrapper_config(
-            dict(WRAPPER, paramwise_cfg=dict(bias_lr_mult=2.0)))
-
-
-@pytest.mark.parametrize('changes', [
-    dict(lwf_weight=-1.0),
-    dict(temperature=0.0),
-    dict(shared_lr_mult=-0.1),
+@pytest.mark.parametrize('changes, name', [
+    (dict(paramwise_cfg=dict(bias_lr_mult=2.0)), 'bias_lr_mult'),
+    (dict(constructor='LearningRateDecayOptimizerConstructor'),
+     'LearningRateDecay'),
 ])
-def test_numbers_out_of_range_are_refused(changes):
-    name, value = next(iter(changes.items()))
-    with pytest.raises(ValueError, match=f'model.{name} .*{value}'):
-        one_model('LwFSegmentor', **changes)
+def test_rates_that_would_be_lost_are_refused_before_the_first_task(
+        changes, name):
+    model = one_model('LwFSegmentor', shared_lr_mult=0.01)
+    model.begin_task(DAY, [])
+    with pytest.raises(ValueError, match=f'shared_lr_mult.*{name}'):
+        model.optim_wrapper_config(dict(wrapper_config(), **changes))
 
 
-def test_head_without_one_map_of_logits_is_refused():
-    head = dict(
-        type='DDRHead',
-        in_channels=8,
-        channels=8,
-        num_classes=19,
+@pytest.mark.parametrize('factor', [0.01, 1])
+def test_backbone_is_slower_from_the_second_task_on(factor):
+    model = one_model('LwFSegmentor', shared_lr_mult=factor)
+    for task, rate in ((DAY, 0.1), (NIGHT, 0.1 * factor)):
+        model.begin_task(task, [])
+        config = model.optim_wrapper_config(wrapper_config())
+        rates = {(name.split('.')[0], lr)
+                 for name, (lr, _) in settings(model, config).items()}
+        assert rates == {('backbone', rate), ('decode_head', 0.1)}
+        model.end_task(task, [])
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(lwf_weight=-1.0), 'model.lwf_weight must be >= 0, got -1.0'),
+    (dict(shared_lr_mult=-1.0), 'model.shared_lr_mult must be >= 0, got -1.0'),
+    (dict(temperature=0.0), 'model.temperature must be > 0 .*got 0.0'),
+    (dict(decode_head=dict(
+        type='DDRHead', in_channels=8, channels=8, num_classes=19,
         align_corners=False,
-        loss_decode=[dict(type='CrossEntropyLoss', loss_name='loss_ce')] * 2)
-    with pytest.raises(ValueError, match="one map of logits.*'DDRHead'"):
-        one_model('LwFSegmentor', decode_head=head)
-
-
-# -- on the tiny stream -------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def config(short_stream):
-    return partial(short_stream,
-                   one_model_config('LwFSegmentor', shared_lr_mult=0.5))
-
-
-@pytest.fixture(scope='module')
-def run(learn, config, tmp_path_factory):
-    return learn_task(config(tmp_path_factory.mktemp('lwf') / 'run'))
-
-
-@pytest.mark.integration
-def test_stream_is_learned_with_a_logged_term(run):
-    results = json.loads((run.work_dir / 'results.json').read_text())
-    assert results['method'] == 'LwF'
-    assert all(None not in row for row in results['miou']['routed'])
-    history = run.runner.message_hub.log_scalars['train/loss_lwf'].data[0]
-    assert min(history) > 0
-
-
-@pytest.mark.integration
-def test_loop_asks_for_the_slower_rate(run):
-    first, second = ({g['initial_lr']
-                      for g in optimizer.param_groups}
-                     for optimizer in run.diary.optimizers[:2])
-    assert len(first) == 1 and len(second) == 2
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize('stop', [('night', 2), ('infrared', 0)])
-def test_resumed_stream_equals_the_uninterrupted_one(run, config,
-                                                     stop_and_resume, tmp_path,
-                                                     stop):
-    stop_and_resume(config, tmp_path / 'run', StopAt(*stop))
-    assert differences(run.work_dir, tmp_path / 'run') == []
+        loss_decode=[dict(type='CrossEntropyLoss', loss_name='loss_ce')] * 2)),
+     "one map of logits.*'DDRHead'"),
+])  # yapf: disable
+def test_config_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        one_model('LwFSegmentor', **changes)

@@ -52,7 +52,7 @@ class PlainStock(Stock):
 
     @torch.no_grad()
     def mixed(self, routing: Routing) -> List[SegDataSample]:
-        """What a mixture has to predict, image by image.
+        """Prediction of a mixture, image by image: the reference.
 
         The weights of a checkpoint are linear in those of its expert, so a
         weighted mean of checkpoints, taken in float64, is the checkpoint of

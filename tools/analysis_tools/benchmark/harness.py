@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark is asked to measure, and on what."""
+"""Subject, settings and results of a benchmark."""
 from __future__ import annotations
 
 import contextlib
@@ -270,7 +270,7 @@ def compare(samples: Sequence[SegDataSample],
 
 @dataclasses.dataclass
 class Report:
-    """What a benchmark found.
+    """Results of a benchmark.
 
     Args:
         name (str): The subcommand.
@@ -333,7 +333,7 @@ class Report:
 
 
 def model_name(path: str) -> str:
-    """How a config is called in tables: its file without the suffix."""
+    """Name of a config in tables: its file without the suffix."""
     return Path(path).stem
 
 

@@ -32,7 +32,7 @@ from .training import (OUT_PROJ_NOTE, complete_dilation, has_packed_attention,
 
 @dataclass
 class Subject:
-    """What all contenders of one config share.
+    """Model and images that all contenders of one config share.
 
     Args:
         config (ConfigDict): From ``load_model_config``.
@@ -79,7 +79,7 @@ class Contender(metaclass=ABCMeta):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Whatever happens once, before images arrive."""
+        """Preparation that happens once, before images arrive."""
 
     @abstractmethod
     def predict(self, inputs: Tensor) -> List[SegDataSample]:
@@ -87,7 +87,7 @@ class Contender(metaclass=ABCMeta):
 
     @torch.no_grad()
     def run(self) -> List[SegDataSample]:
-        """What is timed: the subject's batch, in its dtype."""
+        """The timed part: the subject's batch, in its dtype."""
         with self.subject.settings.autocast():
             return self.predict(self.subject.inputs)
 

@@ -166,7 +166,7 @@ _PACKED = ('q_proj', 'k_proj', 'v_proj')
 
 
 def peft_targets(backbone: nn.Module, targets: Sequence[str]) -> List[str]:
-    """Where a PEFT user puts adapters to reach the same layers.
+    """``target_modules`` of PEFT for the same layers.
 
     Args:
         backbone (nn.Module): Stock; its attentions are
