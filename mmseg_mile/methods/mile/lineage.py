@@ -2,7 +2,7 @@
 """Where experts start, which ones started from them, and what that gives."""
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Mapping, Sequence, Set
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ _STARTS = ('base', 'nearest', 'previous', 'fused')
 
 def initial_experts(task: Task, init_from: str, earlier: Sequence[str],
                     gate: BaseGate,
-                    embed: Callable[[], Tensor]) -> Dict[str, float]:
+                    embed: Callable[[], Optional[Tensor]]) -> Dict[str, float]:
     """The experts that the expert of a task starts from.
 
     Decided here alone; it then stands in the expert's record.
