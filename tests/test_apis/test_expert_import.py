@@ -107,7 +107,6 @@ def test_adapter_of_plain_peft_gives_the_features_that_peft_gives(
 
 
 @pytest.mark.parametrize('settings', [
-    dict(use_rslora=True),
     dict(rank_pattern={'layer3.0.conv1': 5}),
     dict(modules_to_save=['bn1', 'bn2']),
     dict(wrap=lambda b: nn.ModuleDict(dict(backbone=b))),
@@ -117,17 +116,6 @@ def test_settings_of_plain_peft_keep_its_features(cnn, tmp_path, image,
     adapted = trained_by_peft(cnn, tmp_path / 'plain', **settings)
     take(cnn, tmp_path / 'plain')
     assert_close(expert_features(cnn, 'new', image), features(adapted, image))
-
-
-def test_imported_expert_predicts_and_is_routed_to(cnn, tmp_path):
-    trained_by_peft(cnn, tmp_path / 'plain')
-    take(cnn, tmp_path / 'plain', 'night', force=True)
-    model = cnn.loaded()
-    night = 60 * torch.ones(1, 3, 32, 48) + 40 * torch.rand(1, 3, 32, 48)
-    sample, = model.predict(
-        model.data_preprocessor(dict(inputs=[night[0]]))['inputs'])
-    assert sample.expert == 'night'
-    assert sample.pred_sem_seg.data.shape == (1, 32, 48)
 
 
 def test_folder_that_names_another_base_is_refused_with_both(cnn, lora):
