@@ -58,10 +58,12 @@ def fresh_global_state() -> Iterator[None]:
 
     Loggers, visualizers, the message hub and the default scope of mmengine
     live in one table of instances per class; a second Runner of the same
-    process would find those of the first.
+    process would find those of the first. And the loop turns denormal
+    numbers off.
     """
     yield
     clear_global_state()
+    torch.set_flush_denormal(False)
     if (torch.distributed.is_available()
             and torch.distributed.is_initialized()):
         torch.distributed.destroy_process_group()

@@ -117,7 +117,6 @@ json_values = st.recursive(
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(value=json_values)
 def test_every_json_value_comes_back(tmp_path_factory, value):
-    torch.set_flush_denormal(False)
     path = tmp_path_factory.getbasetemp() / 'x.json'
     write_json(path, value)
     assert read_json(path) == value
