@@ -2,6 +2,7 @@
 """Every config that a user can name."""
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,12 +57,14 @@ def model_of(path):
 def tasks_of(path):
     cfg = load(path)
     init_default_scope('mmseg')
-    return [
-        Task(config['name'],
-             tuple(lazy(config['val_dataset']).metainfo['classes']), (), {},
-             {}, config.get('max_iters', cfg.train_cfg.max_iters))
-        for config in cfg.train_cfg.tasks
-    ]
+    tasks = []
+    for config in cfg.train_cfg.tasks:
+        labels = lazy(config['val_dataset']).metainfo
+        tasks.append(
+            Task(config['name'], tuple(labels['classes']),
+                 tuple(map(tuple, labels['palette'])), {}, {},
+                 config.get('max_iters', cfg.train_cfg.max_iters)))
+    return tasks
 
 
 def lazy(config):
@@ -94,7 +97,7 @@ def test_model_can_learn_the_stream(path):
     tasks = tasks_of(path)
     names = [task.name for task in tasks]
     assert len(names) == len(set(names)) > 1
-    model = model_of(path)
+    model = deepcopy(model_of(path))
     if load(path).train_cfg.get('experts_from'):
         model.reuses_experts = True
     model.check_stream(tasks)
