@@ -22,7 +22,9 @@ PYTHON ?= $(shell for name in $(CANDIDATES); do \
 # Handed to every `pip install`, as are pip's own environment variables.
 PIP_ARGS ?=
 PIP_INSTALL = $(PY) -m pip install --no-compile -c constraints.txt $(PIP_ARGS)
+TEST_JOBS ?= 2
 PYTEST_ARGS ?=
+PYTEST = $(PY) -m pytest tests -n $(TEST_JOBS) --dist loadfile
 SOURCES = setup.py $(wildcard mmseg_mile tools configs tests)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -37,6 +39,7 @@ help:  ## Show this text
 	@echo '  PYTHON=...          interpreter for a new .venv (3.10 to 3.14)'
 	@echo '  PIP_ARGS=...        more options for pip, such as --index-url or'
 	@echo '                      --find-links of a place with CPU-only torch wheels'
+	@echo '  TEST_JOBS=...       processes that run tests side by side (2)'
 	@echo '  PYTEST_ARGS=...     more options for pytest, such as -k gate'
 
 demo: $(READY)  ## Install, make the demo data, learn a stream, print scores
@@ -51,10 +54,10 @@ demo: $(READY)  ## Install, make the demo data, learn a stream, print scores
 	@find $(DEMO_DIR) -name '*.png' | sed 's|/[^/]*$$|/|' | sort | uniq -c
 
 test: $(READY)  ## Install and run the tests
-	$(PY) -m pytest tests $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-extras: $(EXTRAS_READY)  ## Install Ray, serving, CLIP and ONNX, run what `make test` skips
-	$(PY) -m pytest tests -m extras $(PYTEST_ARGS)
+	$(PYTEST) -m extras $(PYTEST_ARGS)
 
 lint: $(LINT_READY)  ## Run every check of .pre-commit-config.yaml
 	@failed=; check() { echo "== $$*"; "$$@" || failed="$$failed $$1"; }; \

@@ -34,7 +34,8 @@ ONNX_REQUIRES = ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20']
 # The gate's look at an image through CLIP: CLIPEmbedder.
 CLIP_REQUIRES = ['transformers>=5.0', 'pillow']
 
-TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0'] + ONNX_REQUIRES
+TEST_REQUIRES = ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5'] + (
+    ONNX_REQUIRES)
 
 # Learns the tasks of a stream on several machines: tools/train_experts.py.
 RAY_REQUIRES = ['ray>=2.10']

@@ -2,6 +2,7 @@
 """What every test shares: few threads, fixed seeds, no global state left."""
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 
@@ -28,7 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and keep the libraries off each other's cores."""
     for marker in MARKERS:
         config.addinivalue_line('markers', marker)
-    # The tensors of the tests are too small to share among threads.
+    # The tensors of the tests are too small to share among threads, also in
+    # the processes that tests start.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     matplotlib.use('Agg')
