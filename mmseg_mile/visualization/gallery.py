@@ -23,8 +23,9 @@ from PIL import Image
 from mmseg.structures import SegDataSample
 from mmseg_mile.evaluation.domain_iou import DomainIoU
 from mmseg_mile.structures import Task
-from .overlay import (OOD_COLOUR, UNLABELLED, Colour, choose_class_colours,
-                      class_shares, paint_labels, read_image_for_display)
+from .overlay import (MAX_JPEG_SIZE, OOD_COLOUR, UNLABELLED, Colour,
+                      choose_class_colours, class_shares, paint_labels,
+                      read_image_for_display)
 from .plots import (LETTERS, OUT, RIGHT, STYLE, WRONG, add_title, new_figure,
                     short_name)
 
@@ -175,11 +176,11 @@ def _name(path: str, data_root: str) -> str:
 
 def _shrink(picture: np.ndarray, interpolation: int) -> np.ndarray:
     high, wide = picture.shape[:2]
-    if wide <= MAX_WIDTH:
+    times = min(MAX_WIDTH / wide, MAX_JPEG_SIZE / high)
+    if times >= 1:
         return picture
-    return cv2.resize(
-        picture, (MAX_WIDTH, max(1, high * MAX_WIDTH // wide)),
-        interpolation=interpolation)
+    size = [max(1, int(n * times)) for n in (wide, high)]
+    return cv2.resize(picture, size, interpolation=interpolation)
 
 
 # -- on disk --------------------------------------------------------------

@@ -143,6 +143,17 @@ def test_files_lie_as_the_images_do(opened, image):
     assert overlay[..., 2].mean() > 150 > overlay[..., 0].mean()
 
 
+@pytest.mark.parametrize('shape, written', [((65536, 5), (65500, 4)),
+                                            ((5, 131072), (2, 65500))])
+def test_overlay_is_shrunk_to_what_a_jpeg_can_hold(opened, image, shape,
+                                                   written):
+    folder = opened()
+    folder.keep(
+        prediction(source=image('a.png')), np.zeros((*shape, 3), np.uint8))
+    overlay = cv2.imread(str(folder.root / 'overlays' / 'a.jpg'))
+    assert overlay.shape[:2] == written
+
+
 def test_wide_labels_keep_their_values(opened, image):
     folder = opened()
     keep(folder, image('a.png'), labels=[[3, 299]], dtype=np.uint16)
