@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.files import read_json, write_json
+from mmseg_mile.files import printable, read_json, write_json
 from mmseg_mile.library.edits import AnyPath
 from mmseg_mile.visualization.overlay import (MAX_JPEG_SIZE,
                                               read_image_for_display)
@@ -241,9 +241,17 @@ class PredictionFolder:
 
         Overlays take the size of the first one, cut to even numbers of rows
         and columns, which video codecs want.
+
+        Raises:
+            ValueError: If OpenCV cannot write it.
         """
         picture = self._place('overlays', video.name, '.mp4')
         path = self.root / picture
+        if printable(path) != str(path):
+            # OpenCV would end the process
+            raise ValueError(f'{printable(path)} has bytes in its name that '
+                             'are no UTF-8, with which OpenCV writes no '
+                             'video: name another folder')
         path.parent.mkdir(parents=True, exist_ok=True)
         # the suffix chooses the container
         partial = path.with_name(f'.partial.{path.name}')
@@ -292,8 +300,12 @@ class PredictionFolder:
                 f'{self.root} holds the prediction of {line["image"]} under '
                 f'the name {source.name!r}, which {source.path} has as well: '
                 'name another folder, or replace what is there (--overwrite)')
-        # of a video, what is written last
-        last = 'overlay' if isinstance(source, VideoFile) else 'labels'
+        last = 'labels'
+        if isinstance(source, VideoFile):
+            if not source.is_complete(len(self.lines[source.name])):
+                return False
+            # what is written last
+            last = 'overlay'
         made = self.root / line[last]
         return made.is_file() and (made.stat().st_mtime_ns
                                    >= source.path.stat().st_mtime_ns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -268,3 +269,21 @@ def test_video_is_done_when_its_last_frame_is(opened, write_video):
     # odd sizes are cut to even ones; colours are BGR
     assert first.shape == (32, 48, 3)
     assert first[..., 2].mean() > 180 > 40 > first[..., :2].mean()
+
+
+def test_video_of_which_frames_are_missing_is_not_done(opened, write_video):
+    video = VideoFile('clip.mp4', write_video([OVERLAY] * 8))
+    folder = opened()
+    with folder.video(video) as add:
+        for frame in islice(video.frames(), 2):
+            add(prediction(name=frame.name, source=frame), OVERLAY)
+    assert opened().pending([video]) == [video]
+
+
+def test_video_is_not_written_where_opencv_cannot(tmp_path, write_video):
+    video = VideoFile('clip.mp4', write_video([OVERLAY]))
+    folder = PredictionFolder(
+        tmp_path / os.fsdecode(b'out\xdf'), settings=SETTINGS)
+    with pytest.raises(ValueError, match=r'out\\xdf.*another folder'):
+        with folder.video(video):
+            pass
