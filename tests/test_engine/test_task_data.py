@@ -137,8 +137,8 @@ FILES = {
                        3))), rf'{LABEL}.*\(48, 64, 3\), not rows and columns'),
     'label beyond the classes': (put((LABEL, classes(48, 64) + 1)),
                                  rf'{LABEL}.* holds \[3\], but the task has'),
-    '16-bit label beyond 255': (put((LABEL, DEEP_LABEL + 256)),
-                                rf'{LABEL}.* 16 bits and holds \[256, 257'),
+    '16-bit label beyond 255': (put(
+        (LABEL, DEEP_LABEL + 256)), rf'{LABEL}.* 8 bits and holds \[256, 257'),
     'folder that is missing':
     (remove('img/val'), r"val_dataset of task 'day' cannot be opened: .*img/"
      r'val.* data/README.md .*make_demo_data.py'),
