@@ -277,6 +277,13 @@ class IncrementalTaskLoop(BaseLoop):
         self.work_dir.save(self.results, self.digests)
         for table in tables.CLOSING_TABLES:
             self.runner.logger.info('\n' + table(self.results))
+        for task in self.tasks:
+            iou = self.results.class_iou['routed'][task.name]
+            absent = [c for c in task.eval_classes if np.isnan(iou[c])]
+            if absent:
+                self.runner.logger.warning(
+                    f'mIoU of {task.name!r} is without {absent}, which no '
+                    'label of its val_dataset shows')
         self.runner.call_hook('after_stream', results=self.results)
 
     def _force_experts(self) -> Optional[np.ndarray]:

@@ -214,6 +214,23 @@ def test_input_is_usable_or_refused(open_tasks, builder, root, day, spoil,
         assert set(label.unique().tolist()) <= {0, 1, 2, 255}
 
 
+@pytest.mark.parametrize('values, absent', [
+    ((0, 1), ['car']),
+    ((0, 255), ['road', 'car']),
+    ((255, 255), ['sky', 'road', 'car']),
+])
+def test_labels_of_a_single_class_are_told(open_tasks, root, day, capsys,
+                                           values, absent):
+    label = np.full((48, 64), values[0], np.uint8)
+    label[::2] = values[1]
+    put(*((f'ann/train/{i}.png', label) for i in range(6)))(root, day)
+    open_tasks(day)
+    told = f"train of task 'day': no label that was checked shows {absent}"
+    printed = capsys.readouterr().out
+    assert (told in printed) == (len(absent) > 1)
+    assert 'val of task' not in printed
+
+
 @pytest.mark.parametrize('tasks', ['day', 7, {'day': 1}, None, [], [None]])
 def test_tasks_are_a_list_of_dicts(root, tasks):
     with pytest.raises(ValueError, match='must be a list of one or more dic'):
