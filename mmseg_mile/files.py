@@ -210,7 +210,7 @@ def locked(folder: PathLike, wait: bool = True) -> Iterator[None]:
     except Timeout as error:
         raise ValueError(
             f'another process writes {os.fspath(folder)}: wait until it has '
-            'ended, or name another folder') from error
+            'ended, or name another folder (--work-dir, --out)') from error
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ from .task_evaluator import (TaskScore, count_macs, cross_expert_scores,
                              evaluate_forced, evaluate_task, record_cost,
                              record_row, setting_of)
 from .task_training import bare_model, train_task
-from .work_dir import WorkDir, provenance
+from .work_dir import WorkDir, provenance, reserved
 
 
 @LOOPS.register_module()
@@ -130,7 +130,17 @@ class IncrementalTaskLoop(BaseLoop):
         runner.register_hook(StreamProgressHook())
 
     def run(self) -> nn.Module:
-        """Learn the stream; finished steps of an earlier run are kept."""
+        """Learn the stream; finished steps of an earlier run are kept.
+
+        Raises:
+            ValueError: If another run is at work in the work dir.
+        """
+        with reserved(self.work_dir.path):
+            self.learn_stream()
+        return self.runner.model
+
+    def learn_stream(self) -> None:
+        """Learn and evaluate what is not finished."""
         loaded = self.restore()
         for index, task in enumerate(self.tasks):
             if not self.results.cost.is_learned[index]:
@@ -140,7 +150,6 @@ class IncrementalTaskLoop(BaseLoop):
             if self.results.num_finished_rows <= index:
                 self.evaluate_row(index)
         self.finish()
-        return self.runner.model
 
     def restore(self) -> int:
         """Load what an earlier run left in the work directory.
