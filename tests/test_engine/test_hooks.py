@@ -213,7 +213,8 @@ def test_resumed_run_sends_no_row_twice(learn, tiny_config, tmp_path):
     run = learn(cfg)
     learn(cfg)  # nothing is left to do
     lines = [
-        json.loads(line) for path in (tmp_path / 'run').rglob('scalars.json')
+        json.loads(line)
+        for path in sorted((tmp_path / 'run').rglob('scalars.json'))
         for line in path.read_text('utf-8').splitlines()
     ]
     sent = [line for line in lines if 'stream/average_seen' in line]
