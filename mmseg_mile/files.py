@@ -118,6 +118,11 @@ def read_json(path: PathLike, checksum: Optional[str] = None) -> Any:
             'afresh.') from error
 
 
+def printable(path: PathLike) -> str:
+    """A path to show; bytes that are no UTF-8 are spelled out: ``\\xdf``."""
+    return os.fsencode(path).decode('utf-8', 'backslashreplace')
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -205,7 +210,7 @@ def locked(folder: PathLike, wait: bool = True) -> Iterator[None]:
     except Timeout as error:
         raise ValueError(
             f'another process writes {os.fspath(folder)}: wait until it has '
-            'ended, or name another folder') from error
+            'ended, or name another folder (--work-dir, --out)') from error
     try:
         yield
     finally:

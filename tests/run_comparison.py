@@ -48,14 +48,14 @@ def left_behind(work_dir: Path) -> dict[str, Any]:
 
 
 def unfinished(work_dir: Path) -> list[str]:
-    """Files that only a run in progress has; the library keeps its lock."""
+    """Files that only a run in progress has; locks are kept."""
     patterns = ('tasks/*/snapshot*', 'unfinished_row', '**/.*')
     found = {
         str(path.relative_to(work_dir))
         for pattern in patterns
-        for path in work_dir.glob(pattern)
+        for path in work_dir.glob(pattern) if path.name != '.lock'
     }
-    return sorted(found - {'library/.lock'})
+    return sorted(found)
 
 
 def differences(one: Path, other: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import os.path as osp
 from datetime import timedelta
@@ -15,6 +16,7 @@ from mmengine.runner import Runner
 
 from mmseg_mile.adapters.base_weights import weights_only
 from mmseg_mile.apis.library_model import set_pretrained
+from mmseg_mile.engine.work_dir import reserved
 
 # Where a process finds its rank, the number of processes, and its local rank.
 PLACES = dict(
@@ -144,7 +146,11 @@ def main() -> None:
     """Learn the stream of the config."""
     cfg = load_config(parse_args())
     join_processes(cfg)
-    with weights_only():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(weights_only())
+        if cfg.launcher == 'none':
+            # a runner writes its config into the work dir when it is built
+            stack.enter_context(reserved(cfg.work_dir))
         Runner.from_cfg(cfg).train()
 
 

@@ -65,8 +65,9 @@ def main() -> None:
 
     from mmseg_mile.adapters.base_weights import weights_only
     from mmseg_mile.engine.parallel import build_executor, learn_experts
+    from mmseg_mile.engine.work_dir import reserved
     cfg = load_config(args)
-    with weights_only():
+    with weights_only(), reserved(cfg.work_dir):
         learn_experts(cfg, build_executor(args.engine, args.num_workers),
                       args.num_workers)
         cfg.resume = True

@@ -24,8 +24,8 @@ from mmseg_mile.methods.mile.expert_heads import ExpertHead
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Expert
 from mmseg_mile.structures.expert import TensorDict
+from .images import Source, list_sources
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 _PREFIX = 'decode_head.'
 
 
@@ -249,25 +249,18 @@ def _fit(model: ExpertSegmentor, name: str, images: Optional[AnyPath],
                 'an adapter does not tell which images it is for: name a '
                 "folder of its domain's images (--images), or an expert of "
                 'the same domain (--prototypes-from), and only one')
-        paths = sorted(
-            p for p in Path(images).rglob('*')
-            if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not paths:
-            raise ValueError(f'--images {images} holds no image with one of '
-                             f'the suffixes {IMAGE_SUFFIXES}: name the folder '
-                             "of the domain's training images")
         embeddings = model.embed_images(
-            _batches(paths, prediction_pipeline(cfg, task)))
+            _batches(list_sources(images), prediction_pipeline(cfg, task)))
     model.gate.fit(name, embeddings)
     return model.gate.state(name)
 
 
-def _batches(paths: Sequence[Path],
+def _batches(sources: Sequence[Source],
              pipeline: Sequence[Any]) -> Iterator[Dict[str, Any]]:
     steps = Compose(pipeline)
-    for path in paths:
+    for source in sources:
         try:
-            yield pseudo_collate([steps(dict(img_path=str(path)))])
+            yield pseudo_collate([steps(dict(img_path=str(source.path)))])
         except Exception as error:
-            raise ValueError(f'{path} cannot be read as an image: '
+            raise ValueError(f'{source.path} cannot be read as an image: '
                              f'{error}') from error

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
+import os
 import os.path as osp
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import (Any, Iterable, Iterator, List, Optional, Sequence, Set,
+                    Tuple, Union)
 
 import cv2
 import numpy as np
+from mmengine.logging import print_log
 
-from .expert_import import IMAGE_SUFFIXES
+from mmseg_mile.files import printable
 
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.jp2', '.bmp',
+                  '.dib', '.tif', '.tiff', '.webp', '.avif', '.ppm', '.pgm',
+                  '.pbm', '.pnm')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg',
                   '.mpeg', '.wmv')
 # Frames per second of a video file that does not tell.
@@ -28,7 +36,8 @@ class ImageSource:
 
     Args:
         name (str): Names it in results: of a file the path below the folder
-            that all inputs share, with '/'.
+            that all inputs share, with '/'; bytes that are no UTF-8 are
+            spelled out, as ``\\xdf``.
         path (Path, optional): The file. Defaults to None: an array.
         array (np.ndarray, optional): (H, W) or (H, W, 1), uint8 or uint16,
             or (H, W, 3) uint8 BGR. Defaults to None: a file.
@@ -63,12 +72,17 @@ class VideoFile:
         path (Path): The file.
 
     Raises:
-        ValueError: If it cannot be opened.
+        ValueError: If it cannot be opened, or its name is no UTF-8.
     """
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         self.path = path
+        if printable(path) != str(path):
+            # OpenCV would end the process
+            raise ValueError(f'{printable(path)} has bytes in its name that '
+                             'are no UTF-8, with which OpenCV opens no '
+                             'video: rename it')
         capture = cv2.VideoCapture(str(path))
         if not capture.isOpened():
             raise ValueError(
@@ -82,16 +96,31 @@ class VideoFile:
         capture.release()
 
     def frames(self) -> Iterator[ImageSource]:
-        """The frames in order, to the last one that can be read."""
+        """The frames in order, to the last one that can be read.
+
+        A warning says if these are fewer than announced.
+        """
         capture = cv2.VideoCapture(str(self.path))
         try:
             for index in count():
                 found, frame = capture.read()
                 if not found:
-                    return
+                    break
                 yield ImageSource(f'{self.name}/{index:06d}', array=frame)
         finally:
             capture.release()
+        if index < self.num_frames:
+            _warn(f'{self.path}: {index} of {self.num_frames} announced '
+                  'frames could be read; if it is cut off, copy or download '
+                  'it again')
+
+    def is_complete(self, num_read: int) -> bool:
+        """Whether so many frames are the video.
+
+        Some containers announce a duration instead of a count, which sound
+        that outlasts the picture makes longer: a second may be missing.
+        """
+        return num_read + self.fps >= self.num_frames
 
 
 Source = Union[ImageSource, VideoFile]
@@ -101,8 +130,9 @@ def list_sources(inputs: Any, rgb: bool = False) -> List[Source]:
     """The images and videos that an input stands for.
 
     Args:
-        inputs (Any): A file, a folder (its images, subfolders included, but
-            nothing hidden), a glob pattern, an array, what this function
+        inputs (Any): A file, a folder (its images, subfolders and links to
+            folders included, but nothing hidden; a warning counts files of
+            other suffixes), a glob pattern, an array, what this function
             returned, or a list of these.
         rgb (bool): Whether arrays are RGB. Defaults to False: BGR.
 
@@ -140,7 +170,7 @@ def list_sources(inputs: Any, rgb: bool = False) -> List[Source]:
             name = osp.relpath(osp.abspath(entry), osp.commonpath(roots))
             is_video = entry.suffix.lower() in VIDEO_SUFFIXES
             kind = VideoFile if is_video else ImageSource
-            found[index] = kind(Path(name).as_posix(), entry)
+            found[index] = kind(printable(Path(name).as_posix()), entry)
     return found
 
 
@@ -154,10 +184,20 @@ def check_images(sources: Sequence[Source]) -> None:
         # a pipeline of one's own may read files of other suffixes
         if (isinstance(source, ImageSource) and source.path is not None
                 and source.path.suffix.lower() in IMAGE_SUFFIXES
-                and not cv2.haveImageReader(str(source.path))):
+                and not _has_reader(source.path)):
             raise ValueError(
-                f'{source.path} is no image that OpenCV can read: take it '
-                'out, or skip such files (skip_broken)')
+                f'{printable(source.path)} is no image that OpenCV can read: '
+                'take it out, or skip such files (skip_broken)')
+
+
+def _has_reader(path: Path) -> bool:
+    """Whether OpenCV knows the format of a file."""
+    try:
+        with open(path, 'rb') as file:
+            # by its own name, one that is no UTF-8 would end the process
+            return cv2.haveImageReader(f'/dev/fd/{file.fileno()}')
+    except OSError:
+        return False
 
 
 def _find_files(entry: Union[str, Path]) -> List[Path]:
@@ -166,24 +206,58 @@ def _find_files(entry: Union[str, Path]) -> List[Path]:
     if path.is_file():
         return [path]
     known: Tuple[str, ...] = IMAGE_SUFFIXES
+    files: Iterable[Path]
     if path.is_dir():
-        found = [
-            p for p in path.rglob('*') if not any(
-                part.startswith('.') for part in p.relative_to(path).parts)
-        ]
+        files = _files_below(path)
         where = f'folder {path} holds no image'
         hint = '; videos must be named one by one, or by a pattern'
     elif glob.has_magic(str(entry)):
         known += VIDEO_SUFFIXES
-        found = [Path(p) for p in glob.glob(str(entry), recursive=True)]
+        matches = map(Path, glob.glob(str(entry), recursive=True))
+        files = (p for p in matches if not p.is_dir())
         where, hint = f'pattern {str(entry)!r} matches no image or video', ''
     else:
         raise ValueError(f'there is no file or folder {path}')
-    found = sorted(p for p in found
-                   if p.suffix.lower() in known and p.is_file())
+    found: List[Path] = []
+    others: Counter = Counter()
+    for file in files:
+        suffix = file.suffix.lower()
+        if suffix in known:
+            found.append(file)
+        else:
+            others[suffix or 'without suffix'] += 1
     if not found:
         raise ValueError(f'{where} with one of the suffixes {known}{hint}')
-    return found
+    if others:
+        counts = ', '.join(f'{n} {s}' for s, n in sorted(others.items()))
+        _warn(f'{printable(entry)}: files left out, whose suffix is none of '
+              f'those that are looked for: {counts}')
+    return sorted(found)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files of a folder and of its subfolders, linked ones included.
+
+    Nothing hidden, and no folder twice, for a link may lead back.
+    """
+    seen: Set[str] = set()
+    for place, folders, files in os.walk(
+            folder,
+            onerror=lambda error: _warn(f'folder left out: {error}'),
+            followlinks=True):
+        real = osp.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # in-place: these are walked next, links behind what they may lead to
+        folders[:] = sorted((f for f in folders if not f.startswith('.')),
+                            key=lambda f: osp.islink(osp.join(place, f)))
+        yield from (Path(place, f) for f in files if not f.startswith('.'))
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def _as_bgr(array: np.ndarray, name: str, rgb: bool) -> np.ndarray:

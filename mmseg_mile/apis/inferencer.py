@@ -22,7 +22,7 @@ from mmengine.registry import init_default_scope
 from rich.progress import track
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.files import locked
+from mmseg_mile.files import locked, printable
 from mmseg_mile.library.edits import AnyPath, open_library
 from mmseg_mile.library.expert_store import INDEX
 from mmseg_mile.visualization.overlay import (OOD_COLOUR, OPACITY, Caption,
@@ -319,7 +319,7 @@ class MILEInferencer:
                 with source.file() as path:
                     data = self._pipeline(dict(img_path=str(path)))
         except Exception as error:
-            raise ValueError(f'{name} cannot be read as an image: '
+            raise ValueError(f'{printable(name)} cannot be read as an image: '
                              f'{type(error).__name__}: {error}') from error
         data['data_samples'].set_metainfo(dict(img_path=name))
         return data

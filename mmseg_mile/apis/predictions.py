@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.files import read_json, write_json
+from mmseg_mile.files import printable, read_json, write_json
 from mmseg_mile.library.edits import AnyPath
-from mmseg_mile.visualization.overlay import read_image_for_display
+from mmseg_mile.visualization.overlay import (MAX_JPEG_SIZE,
+                                              read_image_for_display)
 from .images import ImageSource, Source, VideoFile
 
 
@@ -159,9 +160,10 @@ class PredictionFolder:
 
     ``labels/`` has the label maps as grey PNG files whose values are indices
     into the ``classes`` of the image's line, 16 bit of more than 255
-    classes; ``overlays/`` the pictures, JPEG, and MP4 of videos. Folders
-    below are those of the images. ``predictions.jsonl`` has a line per
-    image, see :meth:`Prediction.record`, with the paths of its files.
+    classes; ``overlays/`` the pictures, JPEG (a longer side is shrunk to
+    the 65500 pixels that it can have), and MP4 of videos. Folders below are
+    those of the images. ``predictions.jsonl`` has a line per image, see
+    :meth:`Prediction.record`, with the paths of its files.
     An image counts as done once its line is written.
 
     Args:
@@ -221,6 +223,10 @@ class PredictionFolder:
         """
         name = prediction.name
         picture = self._place('overlays', name, '.jpg')
+        times = MAX_JPEG_SIZE / max(overlay.shape[:2])
+        if times < 1:
+            size = [max(1, int(n * times)) for n in overlay.shape[1::-1]]
+            overlay = cv2.resize(overlay, size, interpolation=cv2.INTER_AREA)
         _, content = cv2.imencode('.jpg', overlay[:, :, ::-1],
                                   [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         _write(self.root / picture, content.tobytes())
@@ -235,9 +241,17 @@ class PredictionFolder:
 
         Overlays take the size of the first one, cut to even numbers of rows
         and columns, which video codecs want.
+
+        Raises:
+            ValueError: If OpenCV cannot write it.
         """
         picture = self._place('overlays', video.name, '.mp4')
         path = self.root / picture
+        if printable(path) != str(path):
+            # OpenCV would end the process
+            raise ValueError(f'{printable(path)} has bytes in its name that '
+                             'are no UTF-8, with which OpenCV writes no '
+                             'video: name another folder')
         path.parent.mkdir(parents=True, exist_ok=True)
         # the suffix chooses the container
         partial = path.with_name(f'.partial.{path.name}')
@@ -286,8 +300,12 @@ class PredictionFolder:
                 f'{self.root} holds the prediction of {line["image"]} under '
                 f'the name {source.name!r}, which {source.path} has as well: '
                 'name another folder, or replace what is there (--overwrite)')
-        # of a video, what is written last
-        last = 'overlay' if isinstance(source, VideoFile) else 'labels'
+        last = 'labels'
+        if isinstance(source, VideoFile):
+            if not source.is_complete(len(self.lines[source.name])):
+                return False
+            # what is written last
+            last = 'overlay'
         made = self.root / line[last]
         return made.is_file() and (made.stat().st_mtime_ns
                                    >= source.path.stat().st_mtime_ns)

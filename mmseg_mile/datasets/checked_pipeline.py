@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Callable, Optional
 
-import cv2
 import numpy as np
 from mmengine.dataset import Compose
-
-_PNG = b'\x89PNG\r\n\x1a\n'
-_DEPTH_AT = 24
+from PIL import Image
 
 
 def check_label_depth(path: Any) -> None:
-    """Refuse a 16-bit PNG with values that would be cut to 8 bits.
+    """Refuse a label map with values that 8 bits cannot hold.
 
     mmseg casts labels to uint8, which turns 256 into class 0 without a word.
     Files that no local path leads to are not looked at.
@@ -25,18 +22,20 @@ def check_label_depth(path: Any) -> None:
         ValueError: Naming the file and the values.
     """
     try:
-        with open(path, 'rb') as file:
-            head = file.read(_DEPTH_AT + 1)
+        with open(path, 'rb') as file, Image.open(file) as image:
+            # the modes of more than 8 bits, whatever the format of the file
+            if image.mode[0] not in 'IF':
+                return
+            values = np.asarray(image)
     except (OSError, TypeError):
         return
-    if not head.startswith(_PNG) or head[_DEPTH_AT:] != b'\x10':
-        return
-    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if values is not None and values.max() > 255:
+    with np.errstate(invalid='ignore'):
+        cut = values[values != values.astype(np.uint8)]
+    if cut.size:
         raise ValueError(
-            f'label {str(path)!r} has 16 bits and holds '
-            f'{np.unique(values[values > 255])[:5].tolist()}, but mmseg reads '
-            'labels as 8 bits: values must be below 256. Convert the labels '
+            f'label {str(path)!r} has more than 8 bits and holds '
+            f'{np.unique(cut)[:5].tolist()}, but mmseg reads labels as 8 '
+            'bits: values must be whole, 0 to 255. Convert the labels '
             '(tools/dataset_converters).')
 
 

@@ -132,7 +132,8 @@ class LoadSingleChannelImage(BaseTransform):
             None.
 
     Raises:
-        ValueError: If ``low >= high``, or a file is no image or a colour one.
+        ValueError: If ``low >= high``, or a file is no image, a colour one,
+            or one whose values are all below ``low`` or all above ``high``.
     """
 
     def __init__(self,
@@ -157,6 +158,13 @@ class LoadSingleChannelImage(BaseTransform):
         path = results['img_path']
         values = decode_single_channel(
             fileio.get(path, backend_args=self.backend_args), path)
+        if values.max() < self.low or values.min() > self.high:
+            raise ValueError(
+                f'image {path!r} holds {values.min()} to {values.max()} '
+                f'({values.dtype}), all outside of low={self.low} to high='
+                f'{self.high}: it would be constant. Take the recording of '
+                'the same depth and unit, or set low and high of '
+                'LoadSingleChannelImage to those of this one.')
         scale = 255 / (self.high - self.low)
         img = (np.clip(values.astype(np.float32), self.low, self.high) -
                np.float32(self.low)) * np.float32(scale)

@@ -28,7 +28,7 @@ from .task_evaluator import (TaskScore, count_macs, cross_expert_scores,
                              evaluate_forced, evaluate_task, record_cost,
                              record_row, setting_of)
 from .task_training import bare_model, train_task
-from .work_dir import WorkDir, provenance
+from .work_dir import WorkDir, provenance, reserved
 
 
 @LOOPS.register_module()
@@ -130,7 +130,17 @@ class IncrementalTaskLoop(BaseLoop):
         runner.register_hook(StreamProgressHook())
 
     def run(self) -> nn.Module:
-        """Learn the stream; finished steps of an earlier run are kept."""
+        """Learn the stream; finished steps of an earlier run are kept.
+
+        Raises:
+            ValueError: If another run is at work in the work dir.
+        """
+        with reserved(self.work_dir.path):
+            self.learn_stream()
+        return self.runner.model
+
+    def learn_stream(self) -> None:
+        """Learn and evaluate what is not finished."""
         loaded = self.restore()
         for index, task in enumerate(self.tasks):
             if not self.results.cost.is_learned[index]:
@@ -140,7 +150,6 @@ class IncrementalTaskLoop(BaseLoop):
             if self.results.num_finished_rows <= index:
                 self.evaluate_row(index)
         self.finish()
-        return self.runner.model
 
     def restore(self) -> int:
         """Load what an earlier run left in the work directory.
@@ -277,6 +286,13 @@ class IncrementalTaskLoop(BaseLoop):
         self.work_dir.save(self.results, self.digests)
         for table in tables.CLOSING_TABLES:
             self.runner.logger.info('\n' + table(self.results))
+        for task in self.tasks:
+            iou = self.results.class_iou['routed'][task.name]
+            absent = [c for c in task.eval_classes if np.isnan(iou[c])]
+            if absent:
+                self.runner.logger.warning(
+                    f'mIoU of {task.name!r} is without {absent}, which no '
+                    'label of its val_dataset shows')
         self.runner.call_hook('after_stream', results=self.results)
 
     def _force_experts(self) -> Optional[np.ndarray]:

@@ -21,7 +21,6 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
-from torch import nn
 
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.gates.simple_gates import FixedGate
@@ -205,7 +204,7 @@ class ExpertTaskLoop(IncrementalTaskLoop):
         self.start = start
         self.stores = {n: ExpertStore(path) for n, path in libraries.items()}
 
-    def run(self) -> nn.Module:
+    def learn_stream(self) -> None:
         """Learn the task, unless an earlier process has."""
         model: Any = self.model
         task = self.tasks[self.index]
@@ -217,7 +216,6 @@ class ExpertTaskLoop(IncrementalTaskLoop):
                     model.import_experts(store.open([name]))
                 self.learn(self.index,
                            replace(task, init_from=self.start or 'base'))
-        return self.runner.model
 
 
 class ParallelTaskLoop(IncrementalTaskLoop):
@@ -258,7 +256,7 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         self.num_workers = num_workers
         self.names: List[str] = [task.name for task in self.tasks]
 
-    def run(self) -> nn.Module:
+    def learn_stream(self) -> None:
         """Learn what is not learned yet."""
         loaded, library = self.restore(), self.work_dir.library
         learned = int(self.results.cost.is_learned.sum())
@@ -277,7 +275,6 @@ class ParallelTaskLoop(IncrementalTaskLoop):
         for name in self.names:
             # not before: others may start from it there
             shutil.rmtree(self._worker(name).library, ignore_errors=True)
-        return self.runner.model
 
     def _prepare_base(self) -> int:
         """Give the library its base; returns the tasks that this learned."""

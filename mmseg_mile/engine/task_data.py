@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os.path as osp
 from typing import (Any, Callable, Dict, Iterator, List, Mapping, Optional,
-                    Sequence)
+                    Sequence, Set)
 
 import numpy as np
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 
@@ -253,6 +255,7 @@ def _check_samples(dataset: Any, split: str, name: str,
                    num_checked: int) -> None:
     """Read some images of a dataset as training and evaluation will."""
     where = f'{split} of task {name!r}'
+    seen: Set[int] = set()
     for index in _spread(len(dataset), num_checked):
         try:
             sample = dataset[index]
@@ -276,6 +279,21 @@ def _check_samples(dataset: Any, split: str, name: str,
                 f'{packed.get("img_path")!r} of size {size} labels {truth}: '
                 'put LoadAnnotations behind Resize and before '
                 'PackSegInputs, so that labels keep their original size')
+        seen.update(packed.gt_sem_seg.data.unique().tolist())
+    _tell_single_class(where, dataset.metainfo['classes'], seen)
+
+
+def _tell_single_class(where: str, classes: Sequence[str],
+                       seen: Set[int]) -> None:
+    """Warn if labels show one class of several, or none."""
+    absent = [c for index, c in enumerate(classes) if index not in seen]
+    if seen and len(absent) >= max(1, len(classes) - 1):
+        print_log(
+            f'{where}: no label that was checked shows {absent}. Pixels of '
+            '255 are ignored: where they are a class, as in masks of 0 and '
+            '255, convert the labels',
+            logger='current',
+            level=logging.WARNING)
 
 
 def _spread(length: int, count: int) -> List[int]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os.path as osp
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import (Any, Callable, Dict, Iterable, List, Mapping, Optional,
                     Sequence)
 
@@ -22,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmseg_mile.evaluation.domain_iou import DomainIoU
 from mmseg_mile.evaluation.results import StreamResults
-from mmseg_mile.evaluation.routing_log import RoutedImage
+from mmseg_mile.evaluation.routing_log import RoutedImage, image_name
 from mmseg_mile.files import read_json, write_json
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from mmseg_mile.structures import Task
@@ -91,7 +90,7 @@ class ImageLog:
             after=after,
             task=task.name,
             dataset=kind if isinstance(kind, str) else kind.__name__)
-        self._root = osp.abspath(data_root)
+        self._root = data_root
 
     def entry(self, sample: Any, routed: DomainIoU,
               oracle: Optional[DomainIoU]) -> RoutedImage:
@@ -103,7 +102,7 @@ class ImageLog:
             oracle (DomainIoU, optional): Those of the own expert.
         """
         return RoutedImage(
-            file=self._name(sample.get('img_path') or ''),
+            file=image_name(sample.get('img_path') or '', self._root),
             expert=sample.get('expert'),
             mixture=sample.get('mixture') or {},
             distances=sample.get('distances') or {},
@@ -111,14 +110,6 @@ class ImageLog:
             miou=routed.miou(),
             oracle_miou=None if oracle is None else oracle.miou(),
             **self._fields)
-
-    def _name(self, path: str) -> str:
-        absolute = osp.abspath(path)
-        below = osp.commonpath([absolute, self._root]) == self._root
-        name = osp.relpath(absolute, self._root) if path and below else path
-        # a name need not be UTF-8, the log is
-        known = name.encode('utf-8', 'backslashreplace').decode()
-        return PurePath(known).as_posix() if known else ''
 
 
 def evaluate_task(runner: Runner, model: ContinualSegmentor, task: Task,

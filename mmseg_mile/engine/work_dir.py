@@ -2,23 +2,25 @@
 """The work directory of a stream: results, settings, library, rows."""
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import subprocess
 from importlib import import_module
 from pathlib import Path
-from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
-                    Tuple)
+from typing import (Any, Callable, Dict, Iterator, List, Mapping, Optional,
+                    Sequence, Set, Tuple)
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import barrier, get_world_size, is_main_process
+from mmengine.dist import (barrier, broadcast_object_list, get_world_size,
+                           is_main_process)
 from mmengine.runner import Runner
 
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.routing_log import (RoutedImage, routing_log_path,
                                                write_routing_log)
-from mmseg_mile.files import read_json, write_json
+from mmseg_mile.files import PathLike, locked, read_json, write_json
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.library.stored_config import to_json
 from mmseg_mile.structures import Task
@@ -174,6 +176,39 @@ def _differences(old: Any, new: Any, path: str = '') -> Changes:
     for key, before, after in pairs:
         found.update(_differences(before, after, f'{path}.{key}'.lstrip('.')))
     return found
+
+
+# Those that this process has to itself.
+_RESERVED: Set[Path] = set()
+
+
+@contextlib.contextmanager
+def reserved(work_dir: PathLike) -> Iterator[None]:
+    """Keep other runs out of a work dir inside the block.
+
+    The processes of a run share it, and blocks may be nested.
+
+    Raises:
+        ValueError: If another run has it, in every process.
+    """
+    path = Path(work_dir).resolve()
+    if path in _RESERVED:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        refusal = ['']
+        if is_main_process():
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(path, wait=False))
+            except ValueError as error:
+                refusal = [str(error)]
+        broadcast_object_list(refusal)
+        if refusal[0]:
+            raise ValueError(refusal[0])
+        _RESERVED.add(path)
+        stack.callback(_RESERVED.discard, path)
+        yield
 
 
 class WorkDir:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import os.path as osp
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
-from mmseg_mile.files import PathLike, write_text
+from mmseg_mile.files import PathLike, printable, write_text
 
 # Significant digits of distances and weights, decimals of scores.
 _DIGITS, _DECIMALS = 6, 4
+
+
+def image_name(path: str, data_root: str) -> str:
+    """Name of an image file, relative to the data root where it lies below.
+
+    With '/' and in UTF-8 on every machine; '' for no file.
+    """
+    absolute, root = osp.abspath(path), osp.abspath(data_root)
+    below = osp.commonpath([absolute, root]) == root
+    name = osp.relpath(absolute, root) if path and below else path
+    return PurePath(printable(name)).as_posix() if name else ''
 
 
 @dataclass(frozen=True)
@@ -22,8 +34,7 @@ class RoutedImage:
         after (str): Task that was learned last.
         task (str): Task that the image belongs to.
         dataset (str): Class of the dataset that it comes from.
-        file (str): The image file, relative to the data root where it lies
-            below it.
+        file (str): The image file, see :func:`image_name`.
         expert (str, optional): Chosen expert; None without experts.
         mixture (dict[str, float]): Weights above zero; {} without experts.
         distances (dict[str, float]): To every expert, in the gate's unit;

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-import torch
 from torch import Tensor
 
 from mmseg_mile.adapters.adapter import (Adapter, Residual,
@@ -21,7 +20,7 @@ from mmseg_mile.gates.prototypes import merge_prototypes
 from mmseg_mile.structures import Expert, check_task_name
 from mmseg_mile.structures.expert import TensorDict, check_classes
 from .expert_store import (BASE, RECORD, AnyPath, ExpertStore, StoredExpert,
-                           file_of, open_library)
+                           check_finite, file_of, not_finite, open_library)
 from .peft_exchange import unpack_base
 
 
@@ -45,12 +44,13 @@ def add_expert(library: AnyPath,
 
     Raises:
         ValueError: If the bases differ, naming both fingerprints, if a file
-            of the expert was changed, if its statistics are of another gate,
-            or if the name is taken.
+            of the expert was changed or holds values that are not finite, if
+            its statistics are of another gate, or if the name is taken.
     """
     source_store = open_library(other)
     source, = source_store.open([name])
     source.verify()
+    check_finite(source)
     new = check_task_name(name if new is None else new)
     if not Path(library).exists():
         store = ExpertStore(library)
@@ -175,7 +175,7 @@ def verify_library(library: AnyPath) -> List[str]:
                 f'{store.root / BASE} has the fingerprint '
                 f'{fingerprint(base)[:16]}, the library says {stored[:16]}: '
                 'restore it from a copy.')
-        broken += _not_finite(base, store.root / BASE)
+        broken += not_finite(base, store.root / BASE)
     except ValueError as error:
         broken.append(str(error))
     whole_base = None if broken else unpack_base(base)
@@ -217,21 +217,8 @@ def _problems(store: ExpertStore,
     if 'head' in expert.parts:
         check(where, check_classes, expert)
     for part, tensors in expert.parts.items():
-        problems += _not_finite(tensors, expert.folder / file_of(part))
+        problems += not_finite(tensors, expert.folder / file_of(part))
     return problems
-
-
-def _not_finite(tensors: Mapping[str, Tensor], path: Path) -> List[str]:
-    # an infinite statistic of a gate says that nothing was calibrated
-    bad = torch.isnan if path.stem == 'prototypes' else _is_not_finite
-    return [
-        f'{path}: {key!r} holds values that are not finite'
-        for key, value in tensors.items() if bad(value).any()
-    ]
-
-
-def _is_not_finite(value: Tensor) -> Tensor:
-    return ~value.isfinite()
 
 
 @dataclass

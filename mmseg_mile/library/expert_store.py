@@ -216,6 +216,30 @@ def file_of(part: str) -> str:
     return ADAPTER if part == 'adapter' else f'{part}.safetensors'
 
 
+def not_finite(tensors: TensorDict, path: Path) -> List[str]:
+    """Tensors with NaN or infinite values, each with the file it is in."""
+    # an infinite statistic of a gate says that nothing was calibrated
+    may_be_infinite = path.stem == 'prototypes'
+    return [
+        f'{path}: {key!r} holds values that are not finite'
+        for key, value in tensors.items()
+        if (value.isnan() if may_be_infinite else ~value.isfinite()).any()
+    ]
+
+
+def check_finite(expert: Expert) -> None:
+    """Refuse an expert whose training, or what it was made of, diverged.
+
+    Raises:
+        ValueError: Naming part and tensor.
+    """
+    for part, tensors in expert.parts.items():
+        for problem in not_finite(tensors, Path(file_of(part))):
+            raise ValueError(f'expert {expert.name!r} has diverged and is not '
+                             f'kept: {problem}. Train it again, with a lower '
+                             'optim_wrapper.optimizer.lr')
+
+
 def write_expert(expert: Expert, folder: Path) -> None:
     """Fill an empty folder with the files of an expert, its record last."""
     for part, tensors in expert.parts.items():
@@ -335,7 +359,8 @@ class ExpertStore:
         """Write an expert and list it as the newest.
 
         Raises:
-            ValueError: If it belongs to another base than the library.
+            ValueError: If it belongs to another base than the library, or
+                holds values that are not finite.
             OSError: If the disk is full or fails; the library stays whole.
         """
         if self.base_fingerprint != expert.base_fingerprint:
@@ -343,6 +368,7 @@ class ExpertStore:
                 f'expert {expert.name!r} belongs to the base '
                 f'{expert.base_fingerprint[:16]}, library {self.root} to '
                 f'{self.base_fingerprint[:16]}')
+        check_finite(expert)
         self.place(expert.name, partial(write_expert, expert))
 
     def place(self,

@@ -20,7 +20,7 @@ from mmseg_mile.files import new_folder, read_tensors, write_tensors
 from mmseg_mile.structures import Expert
 from mmseg_mile.structures.expert import TensorDict
 from .expert_store import (ADAPTER, ADAPTER_CONFIG, PEFT_PREFIX, AnyPath,
-                           open_library, write_peft_config)
+                           not_finite, open_library, write_peft_config)
 
 # Shape legend: C channels, I inputs, O outputs, K kernel, R rank
 
@@ -206,10 +206,11 @@ def read_peft_folder(folder: Path, base: Mapping[str, Tensor]) -> PeftAdapter:
             f'{path} is missing: save the adapter with '
             'save_pretrained(folder, safe_serialization=True); a pickle such '
             'as adapter_model.bin is not read, it could run code')
-    stored = {
-        key.removeprefix(PEFT_PREFIX): value
-        for key, value in read_tensors(path).items()
-    }
+    stored = read_tensors(path)
+    for problem in not_finite(stored, path):
+        raise ValueError(f'{problem}: its training diverged. Import an '
+                         'adapter from before that, or train it again')
+    stored = {k.removeprefix(PEFT_PREFIX): v for k, v in stored.items()}
     prefix = _prefix(stored)
     factors, others = _sorted(stored, prefix, path)
     pairs = {}

@@ -6,10 +6,9 @@ import io
 import json
 import math
 import os
-import os.path as osp
 from dataclasses import dataclass, field
 from logging import Logger
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
@@ -22,9 +21,11 @@ from PIL import Image
 
 from mmseg.structures import SegDataSample
 from mmseg_mile.evaluation.domain_iou import DomainIoU
+from mmseg_mile.evaluation.routing_log import image_name
 from mmseg_mile.structures import Task
-from .overlay import (OOD_COLOUR, UNLABELLED, Colour, choose_class_colours,
-                      class_shares, paint_labels, read_image_for_display)
+from .overlay import (MAX_JPEG_SIZE, OOD_COLOUR, UNLABELLED, Colour,
+                      choose_class_colours, class_shares, paint_labels,
+                      read_image_for_display)
 from .plots import (LETTERS, OUT, RIGHT, STYLE, WRONG, add_title, new_figure,
                     short_name)
 
@@ -125,7 +126,7 @@ def make_panel(task: Task,
         image = np.full((*truth.shape, 3), 128, np.uint8)
     # The score is that of the full size; only what is shown shrinks.
     return Panel(
-        task.name, number, _name(sample.img_path, data_root),
+        task.name, number, image_name(sample.img_path, data_root),
         sample.get('expert'), sample.get('ood'), image_miou(task, sample),
         math.nan if oracle is None else image_miou(task, oracle),
         _shrink(image, cv2.INTER_AREA), {
@@ -166,20 +167,13 @@ def _prediction(task: Task, sample: SegDataSample) -> LabelMap:
                     sample.get('palette') or task.palette)
 
 
-def _name(path: str, data_root: str) -> str:
-    """As the routing log names the file."""
-    absolute, root = osp.abspath(path), osp.abspath(data_root)
-    below = osp.commonpath([absolute, root]) == root
-    return PurePath(osp.relpath(absolute, root) if below else path).as_posix()
-
-
 def _shrink(picture: np.ndarray, interpolation: int) -> np.ndarray:
     high, wide = picture.shape[:2]
-    if wide <= MAX_WIDTH:
+    times = min(MAX_WIDTH / wide, MAX_JPEG_SIZE / high)
+    if times >= 1:
         return picture
-    return cv2.resize(
-        picture, (MAX_WIDTH, max(1, high * MAX_WIDTH // wide)),
-        interpolation=interpolation)
+    size = [max(1, int(n * times)) for n in (wide, high)]
+    return cv2.resize(picture, size, interpolation=interpolation)
 
 
 # -- on disk --------------------------------------------------------------

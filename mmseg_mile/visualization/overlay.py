@@ -26,6 +26,8 @@ OPACITY = 0.55
 # Smaller images are enlarged, or no text would fit below them.
 MIN_WIDTH = 480
 MAX_LEGEND_LINES = 5
+# Rows or columns that a JPEG file can have.
+MAX_JPEG_SIZE = 65500
 # Values between these percentiles fill the eight bits of a deeper image.
 STRETCH = (1, 99)
 
@@ -131,7 +133,7 @@ def draw_overlay(image: np.ndarray,
 
     Returns:
         np.ndarray: (H', W', 3) uint8 RGB; a narrow image is enlarged by a
-        whole number.
+        whole number, as far as a JPEG has room for it.
 
     Raises:
         ValueError: If ``opacity`` is out of range.
@@ -140,7 +142,8 @@ def draw_overlay(image: np.ndarray,
         raise ValueError(f'opacity must be 0 to 1, got {opacity}')
     painted = paint_labels(labels, classes, colours)
     picture = cv2.addWeighted(painted, opacity, image, 1 - opacity, 0)
-    times = -(-MIN_WIDTH // picture.shape[1])
+    height, width = picture.shape[:2]
+    times = max(1, min(-(-MIN_WIDTH // width), MAX_JPEG_SIZE // height))
     picture = picture.repeat(times, axis=0).repeat(times, axis=1)
     if legend is None:
         entries = [(f'{name} {_per_cent(share)}',

@@ -222,7 +222,7 @@ def test_checkpoint_that_gives_no_head_is_refused(cnn, lora, checkpoint,
     (dict(head_from=None, head_checkpoint='a.pth'), 'a.pth does not exist'),
     (dict(prototypes_from=None), '--images.*--prototypes-from'),
     (dict(images='a'), '--images.*--prototypes-from'),
-    (dict(images='a', prototypes_from=None), 'a holds no image'),
+    (dict(images='a', prototypes_from=None), 'no file or folder a'),
 ])  # yapf: disable
 def test_sources_that_are_missing_or_too_many_are_named(
         cnn, lora, sources, message):

@@ -2,9 +2,13 @@
 """Files, folders, patterns, arrays and videos become images with names."""
 from __future__ import annotations
 
+import os
+import shutil
+
 import cv2
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 
 from mmseg_mile.apis.images import (ImageSource, VideoFile, check_images,
                                     list_sources)
@@ -52,6 +56,67 @@ def test_name_like_a_pattern_and_name_of_a_link_are_kept(folder, tmp_path):
     assert names(path) == ['b[1].png']
     (tmp_path / 'link').symlink_to(folder)
     assert names(tmp_path / 'link' / 'a.JPG') == ['a.JPG']
+
+
+@pytest.fixture
+def warned(caplog):
+    """``warned()``: the lines of the log."""
+    logger = MMLogger.get_instance('mmengine')
+    logger.addHandler(caplog.handler)
+    yield lambda: caplog.messages
+    logger.removeHandler(caplog.handler)
+
+
+def test_linked_folders_are_entered_once(folder, tmp_path):
+    shutil.copytree(folder / 'sub', tmp_path / 'elsewhere')
+    (folder / 'link').symlink_to(tmp_path / 'elsewhere')
+    (folder / 'loop').symlink_to(folder)
+    (folder / 'again').symlink_to(folder / 'sub')
+    assert names(folder) == ['a.JPG', 'b.png', 'link/c.tif', 'sub/c.tif']
+
+
+def test_link_to_a_file_that_is_gone_is_no_image(folder):
+    (folder / 'gone.png').symlink_to(folder / 'nowhere.png')
+    with pytest.raises(ValueError, match='gone.png is no image'):
+        check_images(list_sources(folder))
+
+
+@pytest.mark.parametrize('suffix', ['.jfif', '.ppm', '.jp2', '.avif'])
+def test_less_common_suffixes_are_images(folder, suffix):
+    (folder / f'd{suffix}').write_bytes(b'')
+    assert f'd{suffix}' in names(folder)
+
+
+@pytest.mark.parametrize('pattern', ['', '*', '**'])
+def test_files_of_other_suffixes_are_counted(folder, warned, pattern):
+    for name in ('a.heic', 'b.HEIC', 'README'):
+        (folder / name).write_bytes(b'')
+    names(folder / pattern)
+    line, = warned()
+    assert f'{folder / pattern}: ' in line
+    assert line.endswith(': 2 .heic, 1 .txt, 1 without suffix')
+    names(folder / '*.png')
+    assert len(warned()) == 1
+
+
+def test_name_that_is_no_utf_8_is_spelled_out(folder):
+    path = os.path.join(os.fsencode(folder), b'stra\xdfe.png')
+    os.rename(folder / 'b.png', path)
+    sources = list_sources(folder)
+    check_images(sources)
+    assert [s.name for s in sources
+            ] == ['a.JPG', 'stra\\xdfe.png', 'sub/c.tif']  # yapf: disable
+    assert os.fsencode(sources[1].path) == path
+    with open(path, 'wb'), pytest.raises(
+            ValueError, match=r'stra\\xdfe.png is no image'):
+        check_images(sources)
+
+
+def test_video_whose_name_is_no_utf_8_is_refused(write_video):
+    path = write_video([np.zeros((32, 48, 3), np.uint8)])
+    path = path.rename(os.fsdecode(os.fsencode(path.parent) + b'/\xdf.mp4'))
+    with pytest.raises(ValueError, match=r'/\\xdf.mp4 .*rename it'):
+        list_sources(path)
 
 
 def test_listed_sources_and_arrays_stay_in_place(folder):
@@ -130,6 +195,26 @@ def test_frames_of_a_video_are_images(write_video):
             ] == [f'clip.mp4/00000{i}' for i in range(3)]  # yapf: disable
     assert [f.array.mean() for f in frames] == pytest.approx([30, 120, 210],
                                                              abs=6)
+
+
+@pytest.mark.parametrize('share, complete', [(1.0, True), (0.4, False)])
+def test_video_that_is_cut_off_is_told(write_video, warned, share, complete):
+    rng = np.random.default_rng(0)
+    path = write_video(rng.integers(0, 255, (20, 32, 48, 3), np.uint8))
+    content = path.with_suffix('.avi')
+    writer = cv2.VideoWriter(
+        str(content), cv2.VideoWriter.fourcc(*'MJPG'), 5, (48, 32))
+    for frame in VideoFile('', path).frames():
+        writer.write(frame.array)
+    writer.release()
+    whole = content.read_bytes()
+    content.write_bytes(whole[:int(share * len(whole))])
+    video, = list_sources(content)
+    found = len(list(video.frames()))
+    assert video.is_complete(found) is complete
+    lines = [f'{content}: {found} of 20 announced frames could be read; if it '
+             'is cut off, copy or download it again']  # yapf: disable
+    assert warned() == ([] if complete else lines)
 
 
 def test_video_that_cannot_be_opened_is_named(tmp_path):

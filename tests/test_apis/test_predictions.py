@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -143,6 +144,17 @@ def test_files_lie_as_the_images_do(opened, image):
     assert overlay[..., 2].mean() > 150 > overlay[..., 0].mean()
 
 
+@pytest.mark.parametrize('shape, written', [((65536, 5), (65500, 4)),
+                                            ((5, 131072), (2, 65500))])
+def test_overlay_is_shrunk_to_what_a_jpeg_can_hold(opened, image, shape,
+                                                   written):
+    folder = opened()
+    folder.keep(
+        prediction(source=image('a.png')), np.zeros((*shape, 3), np.uint8))
+    overlay = cv2.imread(str(folder.root / 'overlays' / 'a.jpg'))
+    assert overlay.shape[:2] == written
+
+
 def test_wide_labels_keep_their_values(opened, image):
     folder = opened()
     keep(folder, image('a.png'), labels=[[3, 299]], dtype=np.uint16)
@@ -257,3 +269,21 @@ def test_video_is_done_when_its_last_frame_is(opened, write_video):
     # odd sizes are cut to even ones; colours are BGR
     assert first.shape == (32, 48, 3)
     assert first[..., 2].mean() > 180 > 40 > first[..., :2].mean()
+
+
+def test_video_of_which_frames_are_missing_is_not_done(opened, write_video):
+    video = VideoFile('clip.mp4', write_video([OVERLAY] * 8))
+    folder = opened()
+    with folder.video(video) as add:
+        for frame in islice(video.frames(), 2):
+            add(prediction(name=frame.name, source=frame), OVERLAY)
+    assert opened().pending([video]) == [video]
+
+
+def test_video_is_not_written_where_opencv_cannot(tmp_path, write_video):
+    video = VideoFile('clip.mp4', write_video([OVERLAY]))
+    folder = PredictionFolder(
+        tmp_path / os.fsdecode(b'out\xdf'), settings=SETTINGS)
+    with pytest.raises(ValueError, match=r'out\\xdf.*another folder'):
+        with folder.video(video):
+            pass

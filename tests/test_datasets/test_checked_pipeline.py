@@ -101,7 +101,7 @@ def test_mask_of_more_than_8_bits_is_rejected(make, tmp_path):
     dataset = make()
     check_dataset(dataset, num_classes=19)
     cv2.imwrite(str(tmp_path / MASK), np.full((4, 6), 256, np.uint16))
-    with pytest.raises(ValueError, match='16 bits'):
+    with pytest.raises(ValueError, match='more than 8 bits'):
         dataset[0]
 
 

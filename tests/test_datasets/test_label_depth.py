@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files of 16 bits."""
+"""Label files of more than 8 bits."""
 from __future__ import annotations
 
 import cv2
@@ -15,15 +15,28 @@ def written(folder, values, dtype, suffix='.png'):
     return str(path)
 
 
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-def test_values_of_8_bits_pass_in_any_depth(tmp_path, dtype):
-    check_label_depth(written(tmp_path, [0, 18, 255], dtype))
+@pytest.mark.parametrize('dtype, suffix', [(np.uint8, '.png'),
+                                           (np.uint16, '.png'),
+                                           (np.uint16, '.tif'),
+                                           (np.float32, '.tif')])
+def test_values_of_8_bits_pass_in_any_depth(tmp_path, dtype, suffix):
+    check_label_depth(written(tmp_path, [0, 18, 255], dtype, suffix))
 
 
-def test_values_that_mmseg_would_cut_are_named(tmp_path):
-    path = written(tmp_path, [0, 256, 300], np.uint16)
-    with pytest.raises(ValueError, match=rf"'{path}'.* holds \[256, 300\]"):
+@pytest.mark.parametrize('values, dtype, suffix', [
+    ([256, 300], np.uint16, '.png'),
+    ([256, 300], np.uint16, '.tif'),
+    ([256, 300], np.uint16, '.pgm'),
+    ([-1, 256], np.int32, '.tif'),
+    ([0.5, 256.0], np.float32, '.tif'),
+])
+def test_values_that_mmseg_would_cut_are_named(tmp_path, values, dtype,
+                                               suffix):
+    path = written(tmp_path, [0, *values], dtype, suffix)
+    with pytest.raises(ValueError) as caught:
         check_label_depth(path)
+    assert f'label {path!r}' in str(caught.value)
+    assert f' holds {values}' in str(caught.value)
 
 
 @pytest.mark.parametrize('path', [None, 'none.png', 's3://labels/1.png'])

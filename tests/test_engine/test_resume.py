@@ -21,6 +21,7 @@ from run_comparison import differences, library_tensors, results_of, unfinished
 
 from mmseg_mile.engine import incremental_task_loop as loop_module
 from mmseg_mile.engine.snapshot import TaskSnapshot
+from mmseg_mile.files import locked
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
@@ -272,6 +273,22 @@ def test_work_dir_that_does_not_fit_is_refused(left, tiny_config, restore,
         spoil(left)
     with pytest.raises(ValueError, match=message):
         restore(tiny_config(left, **{'resume': True, **changes}))
+
+
+def test_work_dir_of_a_run_that_is_at_work_is_left_alone(
+        left, tiny_config, learn):
+    before = files_below(left / 'library')
+    with locked(left), pytest.raises(
+            ValueError, match='another process writes .*/left: .*--work-dir'):
+        learn(
+            tiny_config(
+                left,
+                resume=True,
+                optim_wrapper__optimizer__lr=0.5,
+                train_cfg__changed_settings=['optim_wrapper']))
+    assert files_below(left / 'library') == before
+    settings = json.loads((left / 'settings.json').read_text())
+    assert settings['optim_wrapper']['optimizer']['lr'] == 0.01
 
 
 # -- tasks that are not finished ----------------------------------------------

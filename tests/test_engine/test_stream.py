@@ -231,6 +231,16 @@ def forced_miou(loop, row, column):
     return 100 * np.mean(ious)
 
 
+def test_classes_that_no_label_shows_are_named(learn, tiny_config, tmp_path):
+    cfg = tiny_config(tmp_path / 'run', ('day', ), train_cfg__max_iters=1)
+    for split in ('train', 'val'):
+        cfg.train_cfg.tasks[0][f'{split}_dataset'].metainfo = dict(
+            classes=('sky', 'road', 'car', 'bird'))
+    run = learn(cfg)
+    log = next(Path(run.runner.log_dir).glob('*.log')).read_text()
+    assert "mIoU of 'day' is without ['bird'], which no label of" in log
+
+
 def test_cross_expert_scores_compare_by_class_name(loop, cross, miou,
                                                    document):
     assert cross['tasks'] == DOMAINS

@@ -137,8 +137,8 @@ FILES = {
                        3))), rf'{LABEL}.*\(48, 64, 3\), not rows and columns'),
     'label beyond the classes': (put((LABEL, classes(48, 64) + 1)),
                                  rf'{LABEL}.* holds \[3\], but the task has'),
-    '16-bit label beyond 255': (put((LABEL, DEEP_LABEL + 256)),
-                                rf'{LABEL}.* 16 bits and holds \[256, 257'),
+    '16-bit label beyond 255': (put(
+        (LABEL, DEEP_LABEL + 256)), rf'{LABEL}.* 8 bits and holds \[256, 257'),
     'folder that is missing':
     (remove('img/val'), r"val_dataset of task 'day' cannot be opened: .*img/"
      r'val.* data/README.md .*make_demo_data.py'),
@@ -212,6 +212,23 @@ def test_input_is_usable_or_refused(open_tasks, builder, root, day, spoil,
         label = sample.gt_sem_seg.data
         assert pixels.shape == (3, *label.shape[-2:])
         assert set(label.unique().tolist()) <= {0, 1, 2, 255}
+
+
+@pytest.mark.parametrize('values, absent', [
+    ((0, 1), ['car']),
+    ((0, 255), ['road', 'car']),
+    ((255, 255), ['sky', 'road', 'car']),
+])
+def test_labels_of_a_single_class_are_told(open_tasks, root, day, capsys,
+                                           values, absent):
+    label = np.full((48, 64), values[0], np.uint8)
+    label[::2] = values[1]
+    put(*((f'ann/train/{i}.png', label) for i in range(6)))(root, day)
+    open_tasks(day)
+    told = f"train of task 'day': no label that was checked shows {absent}"
+    printed = capsys.readouterr().out
+    assert (told in printed) == (len(absent) > 1)
+    assert 'val of task' not in printed
 
 
 @pytest.mark.parametrize('tasks', ['day', 7, {'day': 1}, None, [], [None]])

@@ -13,8 +13,10 @@ from mmengine.config import Config
 
 import mmseg_mile
 from mmseg_mile.engine import work_dir as module
-from mmseg_mile.engine.work_dir import WorkDir, changes, refuse, settings_of
+from mmseg_mile.engine.work_dir import (WorkDir, changes, refuse, reserved,
+                                        settings_of)
 from mmseg_mile.evaluation.results import StreamResults
+from mmseg_mile.files import locked
 from mmseg_mile.structures import Task
 
 CONFIG = dict(
@@ -177,6 +179,21 @@ def unfinished(work_dir, index):
         folder.mkdir(parents=True, exist_ok=True)
     snapshot.write_bytes(b'kept')
     return snapshot, row
+
+
+def test_work_dir_is_reserved_for_one_run(tmp_path):
+    path = tmp_path / 'deep' / 'run'
+    with reserved(path), reserved(str(path)):
+        with pytest.raises(ValueError, match='deep/run: wait .*--work-dir'):
+            with locked(path, wait=False):
+                pass
+    with locked(path), pytest.raises(ValueError, match='another process wri'):
+        with reserved(path):
+            pass
+    with pytest.raises(KeyboardInterrupt), reserved(path):
+        raise KeyboardInterrupt
+    with reserved(path):
+        pass
 
 
 def test_unfinished_task_needs_resume(work_dir):

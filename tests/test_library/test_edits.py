@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torch
 from mmseg_mile.library.edits import (add_expert, list_experts, merge_experts,
                                       remove_expert, rename_expert,
                                       show_expert, verify_library)
-from mmseg_mile.library.expert_store import ExpertStore, open_library
+from mmseg_mile.library.expert_store import (ExpertStore, open_library,
+                                             write_expert)
 
 
 def contents(folder):
@@ -198,7 +200,9 @@ def test_base_that_is_not_the_one_of_its_fingerprint_is_found(cnn):
 def changed(cnn, parts=None, **changes):
     night = cnn.store.load('night')
     parts = dict(night.parts, **(parts or {}))
-    cnn.store.save(dataclasses.replace(night, parts=parts, **changes))
+    expert = dataclasses.replace(night, parts=parts, **changes)
+    # not by save(), which looks at the values
+    cnn.store.place('night', partial(write_expert, expert))
     return '\n'.join(verify_library(cnn.store.root))
 
 
@@ -212,6 +216,21 @@ def test_values_that_are_not_finite_are_found(cnn, part, key):
     text = changed(cnn, {part: tensors})
     assert 'night' in text
     assert f'{key!r} holds values that are not finite' in text
+
+
+@pytest.mark.parametrize('part, key', [('adapter', 'fc.lora_A.weight'),
+                                       ('head', 'conv_seg.weight')])
+def test_expert_that_diverged_is_not_taken_up(store, other, make, part, key):
+    parts = make('rain').parts
+    parts[part][key].fill_(torch.nan)
+    sick = make('rain', parts=parts)
+    before = contents(store.root)
+    with pytest.raises(ValueError, match=f"'rain' has diverged .*'{key}'"):
+        store.save(sick)
+    other.place('rain', partial(write_expert, sick))
+    with pytest.raises(ValueError, match=f"'rain' has diverged .*'{key}'"):
+        add_expert(store.root, other.root, 'rain')
+    assert contents(store.root) == before
 
 
 def test_infinite_statistic_of_a_gate_is_fine(cnn):

@@ -214,6 +214,16 @@ def test_what_an_expert_cannot_hold_is_refused_by_name(saved, read, change,
         read()
 
 
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_adapter_that_diverged_is_refused_by_name(saved, read, tmp_path,
+                                                  value):
+    key = KEY + 'fc.lora_A.weight'
+    saved(tensors={key: torch.full((2, 3), value)})
+    path = tmp_path / 'adapter_model.safetensors'
+    with pytest.raises(ValueError, match=f"{path}: '{key}' holds values that"):
+        read()
+
+
 @pytest.mark.parametrize('file, content, message', [
     ('adapter_config.json', None, 'adapter_config.json cannot be read'),
     ('adapter_config.json', b'{', 'adapter_config.json cannot be read'),

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 
 import mmseg
+from mmseg_mile.files import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'train.py'
@@ -78,6 +79,15 @@ def test_options_that_cannot_hold_are_refused(config, run_tool, options,
                                               message):
     with pytest.raises(ValueError, match=message):
         run_tool('train.py', config, *options)
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'train_experts.py'])
+def test_second_run_changes_no_file_of_the_first(config, run_tool, tmp_path,
+                                                 tool):
+    with locked(tmp_path), pytest.raises(
+            ValueError, match=f'another process writes {tmp_path}: .*--work-'):
+        run_tool(tool, config, '--work-dir', tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['.lock']
 
 
 # -- several processes without a GPU ------------------------------------------

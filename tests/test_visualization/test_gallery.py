@@ -77,6 +77,12 @@ def test_large_pictures_are_kept_small(panel_of, make_sample):
             for each in panel.maps.values()} == {(300, MAX_WIDTH)}
 
 
+def test_picture_of_any_height_can_be_written(panel_of, make_sample, tmp_path):
+    panel = panel_of(make_sample(np.zeros((70000, 20), int)))
+    assert panel.maps['truth'].labels.shape == panel.image.shape[:2]
+    assert write_panel(tmp_path, panel).is_file()
+
+
 def test_unreadable_image_is_grey_and_told(panel_of, make_sample, caplog):
     panel = panel_of(make_sample(img_path='gone.npy'))
     assert (panel.image == 128).all() and 'gone.npy' in caplog.text

@@ -103,6 +103,12 @@ def test_fixed_legend_gives_frames_one_size():
     assert one.shape == draw(legend=CLASSES).shape
 
 
+@pytest.mark.parametrize('height, width', [(21000, 3), (70000, 1)])
+def test_narrow_image_is_enlarged_as_far_as_a_jpeg_has_room(height, width):
+    image = np.zeros((height, 1, 3), np.uint8)
+    assert draw(image[..., 0], image).shape[1] == width
+
+
 def test_small_image_is_enlarged_by_a_whole_number():
     picture = draw(LABELS[:9, 295:305], IMAGE[:9, :10], opacity=1.0)
     times = MIN_WIDTH // 10

@@ -62,6 +62,21 @@ def test_colour_file_is_rejected(load):
         load(colour, low=0, high=255)
 
 
+@pytest.mark.parametrize('low, high', [(21800, 25000), (-1, 2)])
+def test_file_of_another_range_is_refused(load, low, high):
+    grey = np.array([[3, 255]], np.uint8)
+    with pytest.raises(
+            ValueError,
+            match=rf'frame.png.* 3 to 255 \(uint8\), all outside of low={low}'
+    ):
+        load(grey, low=low, high=high)
+
+
+@pytest.mark.parametrize('low, high', [(255, 999), (-1, 3), (9, 99)])
+def test_saturated_pixels_are_no_mistake(load, low, high):
+    load(np.array([[3, 255]], np.uint8), low=low, high=high)
+
+
 @pytest.mark.parametrize('content', [b'', b'no image'])
 def test_file_that_is_no_image_is_named(tmp_path, content):
     path = tmp_path / 'broken.png'
