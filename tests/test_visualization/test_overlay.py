@@ -6,12 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
+# yapf: disable
 from mmseg_mile.visualization.overlay import (MAX_LEGEND_LINES, MIN_WIDTH,
                                               UNLABELLED, Caption,
                                               choose_class_colours,
                                               class_shares, draw_overlay,
                                               paint_labels,
                                               read_image_for_display)
+# yapf: enable
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 COLOURS = dict(sky=(0, 0, 255), road=(255, 0, 0))

@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex, to_rgb, to_rgba
 
 from mmseg_mile.evaluation.results import StreamResults
 from mmseg_mile.evaluation.routing_log import RoutedImage
+# yapf: disable
 from mmseg_mile.visualization.plots import (DPI, MAX_STYLED, WRONG, add_title,
                                             figure_bytes, has_embedding_map,
                                             new_figure, plot_class_iou,
@@ -19,6 +20,7 @@ from mmseg_mile.visualization.plots import (DPI, MAX_STYLED, WRONG, add_title,
                                             plot_stream_curves,
                                             project_distances, save_figure,
                                             task_styles)
+# yapf: enable
 
 PLOTS = (plot_score_matrix, plot_stream_curves, plot_class_iou,
          plot_gate_confusion)
