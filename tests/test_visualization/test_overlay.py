@@ -13,6 +13,7 @@ from mmseg_mile.visualization.overlay import (MAX_LEGEND_LINES, MIN_WIDTH,
                                               class_shares, draw_overlay,
                                               paint_labels,
                                               read_image_for_display)
+
 # yapf: enable
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)

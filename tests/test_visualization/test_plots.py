@@ -20,6 +20,7 @@ from mmseg_mile.visualization.plots import (DPI, MAX_STYLED, WRONG, add_title,
                                             plot_stream_curves,
                                             project_distances, save_figure,
                                             task_styles)
+
 # yapf: enable
 
 PLOTS = (plot_score_matrix, plot_stream_curves, plot_class_iou,
