@@ -72,7 +72,8 @@ class ExpertSegmentor(ContinualSegmentor):
             predict one by one, as by ``fusion='logits'``, with the weights
             of :func:`nearest_weights`; 'base': it gets no expert;
             'abstain': it gets no prediction, its label map is 255
-            throughout. Defaults to 'nearest'.
+            throughout, which evaluations count as wrong. Defaults to
+            'nearest'.
         child_averaging (float, optional): Temperature T at which the
             children of an expert, those that started from it, are mixed in
             where the gate chooses it alone, see :func:`child_weights`.
