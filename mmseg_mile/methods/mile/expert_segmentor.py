@@ -29,7 +29,8 @@ from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
 from ..prediction import abstain, blank_samples
 from .expert_heads import ExpertHeads, heaviest
-from .lineage import check_start, child_weights, initial_experts, origin_of
+from .lineage import (check_start, child_weights, initial_experts, origin_from,
+                      origin_of)
 
 # Shape legend: B images, N images of a task, L views of each, D embedding,
 # E experts, C classes, h x w grid of the logits
@@ -155,10 +156,8 @@ class ExpertSegmentor(ContinualSegmentor):
                 for batch in islice(loader, 1):
                     self.gate.check_embeddings(self.embed_views(batch))
         self.backbone.add_expert(task.name, source or None)
-        self.origins[task.name] = dict(started_from={
-            n: weights_checksum(self._weights(n))
-            for n in source
-        })
+        parents = {n: weights_checksum(self._weights(n)) for n in source}
+        self.origins[task.name] = origin_from(parents, self.origins)
         head = self.new_head(task.num_classes)
         if source:
             copy_matching(head, self.heads.fused_state(source), task.classes,
