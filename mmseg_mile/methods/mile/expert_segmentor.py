@@ -127,8 +127,8 @@ class ExpertSegmentor(ContinualSegmentor):
         self.child_averaging = child_averaging
         self.heads = ExpertHeads(self.backbone.experts.cache)
         self.origins: Dict[str, Dict[str, Any]] = {}
-        # weights of children, and the gate and experts that they hold for
-        self._children: Tuple[Any, Tuple[str, ...], Any] = (None, (), None)
+        # the gate, its experts, and weights of children that hold for them
+        self._children: Optional[Tuple[Any, Tuple[str, ...], Tensor]] = None
         self._embeddings: Optional[Tensor] = None
 
     @property
@@ -199,7 +199,7 @@ class ExpertSegmentor(ContinualSegmentor):
         if self._embeddings is None and self.gate.needs_embeddings:
             self._embed_task(loader)
         self.gate.fit(task.name, self._embeddings)
-        self._embeddings = None
+        self._embeddings = self._children = None
 
     def _embed_task(self, loader: Iterable[dict]) -> Tensor:
         # a start from the nearest asks for what the gate learns from later
@@ -281,7 +281,7 @@ class ExpertSegmentor(ContinualSegmentor):
     def _with_children(self, routing: Routing, gate: PrototypeGate) -> Routing:
         """The routing, children mixed in where one expert was chosen."""
         names = routing.expert_names
-        if self._children[:2] != (gate, names):
+        if self._children is None or self._children[:2] != (gate, names):
             assert self.child_averaging is not None
             classes = [self.heads.labels(name).classes for name in names]
             table = child_weights(names, self.origins, classes,
@@ -449,6 +449,7 @@ class ExpertSegmentor(ContinualSegmentor):
         for expert in experts:
             self.heads.add(expert, self.device)
             self.origins[expert.name] = origin_of(expert)
+            self._children = None
             self.gate.load_state(expert.name,
                                  expert.parts.get('prototypes', {}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -129,6 +130,16 @@ def test_parents_travel_with_the_experts(chain, toys):
     mine, theirs = (toys.predict(m, 'day')[0] for m in (other, chain))
     assert mine.mixture == theirs.mixture and len(mine.mixture) == 3
     assert torch.equal(mine.seg_logits.data, theirs.seg_logits.data)
+
+
+def test_expert_that_is_replaced_under_its_name_is_weighed_anew(chain, toys):
+    before = toys.predict(chain, 'day')[0].mixture
+    fog = chain.export_expert('fog')
+    prototypes = fog.parts['prototypes']
+    far = dict(prototypes, centroids=prototypes['centroids'] + 5)
+    chain.import_expert(replace(fog, parts=dict(fog.parts, prototypes=far)))
+    after = toys.predict(chain, 'day')[0].mixture
+    assert 'fog' in before and 'fog' not in after
 
 
 def test_line_outlives_an_expert_in_between(chain, toys):
