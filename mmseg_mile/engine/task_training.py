@@ -16,7 +16,6 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from mmseg.registry import OPTIM_WRAPPERS
@@ -187,9 +186,9 @@ def average_statistics(model: nn.Module) -> None:
     """
     model.train()
     all_reduce_params(
-        (statistic
-         for module in model.modules() if isinstance(module, _BatchNorm)
-         and module.training and module.track_running_stats
+        # not by track_running_stats, which is off where blocks are recomputed
+        (statistic for module in model.modules() if module.training
+         and getattr(module, 'running_mean', None) is not None
          for statistic in (module.running_mean, module.running_var)),
         op='mean')
 

@@ -15,16 +15,17 @@ class DomainIoU:
 
     Predictions may come in the label space of another task. They are
     compared by class *name*; a predicted class that the task lacks counts
-    as wrong, never as ignored.
+    as wrong, never as ignored, and so does a pixel without a prediction.
 
     Args:
         classes (Sequence[str]): Label space of the task.
-        ignore_index (int): Truth value that is left out. Defaults to 255.
+        ignore_index (int): Truth value that is left out, and predicted
+            value that names no class. Defaults to 255.
 
     Attributes:
         confusion (np.ndarray): (C, C + 1) pixel counts, rows true class,
             columns predicted class; the last column holds predicted
-            classes that the task lacks.
+            classes that the task lacks, and pixels without a prediction.
 
     Example:
         >>> iou = DomainIoU(('road', 'sky'))
@@ -68,7 +69,7 @@ class DomainIoU:
 
         Args:
             prediction (np.ndarray): (H, W) indices into
-                ``predicted_classes``.
+                ``predicted_classes``, or ``ignore_index``.
             predicted_classes (Sequence[str]): Label space of the
                 prediction.
             truth (np.ndarray): (H, W) indices into ``classes`` or
@@ -87,6 +88,11 @@ class DomainIoU:
         truth, prediction = truth[counted], prediction[counted]
         _check_range('truth', truth, self.classes,
                      f' or {self.ignore_index} for ignored pixels')
+        # of more classes than that, it is one
+        named = (prediction != self.ignore_index) | (
+            len(predicted_classes) > self.ignore_index)
+        unanswered, truth = truth[~named].astype(np.intp), truth[named]
+        prediction = prediction[named]
         _check_range('prediction', prediction, predicted_classes)
 
         num_predicted = len(predicted_classes)
@@ -101,6 +107,8 @@ class DomainIoU:
         # Several predicted classes may fall into the last column.
         for column, count_C in zip(columns, count_CP.T):
             self.confusion[:, column] += count_C
+        self.confusion[:, lacking] += np.bincount(
+            unanswered, minlength=lacking)
 
     def merge(self, other: 'DomainIoU') -> None:
         """Add the counts of ``other``, e.g. of another process.

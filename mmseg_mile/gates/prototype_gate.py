@@ -49,8 +49,8 @@ class PrototypeGate(BaseGate):
         top_k (int): Experts per image. Defaults to 1.
         temperature (float): Of the weights ``softmax(-d / temperature)``
             over the chosen experts, d relative to the root mean squared
-            distance of the nearest one's own images; has no effect with one
-            expert. Defaults to 1.
+            distance of the nearest one's own images from their mean; has no
+            effect with one expert. Defaults to 1.
         ood_quantile (float): Share of new images of its own task that an
             expert accepts, in [0.5, 1]. Defaults to 0.99.
         shrinkage (float): With 'mahalanobis', of the covariance towards its
@@ -214,8 +214,9 @@ class PrototypeGate(BaseGate):
         over the images that they stand for.
         """
         rows = [
-            task.counts @ self._metric().distances(task.centroids) /
-            task.num_images for task in self._tasks.values()
+            task.counts @ self._metric().distances(
+                self._space(task.centroids)) / task.num_images
+            for task in self._tasks.values()
         ]
         return torch.stack(rows) if rows else torch.zeros(0, 0)
 
@@ -286,7 +287,9 @@ class PrototypeGate(BaseGate):
             if self.metric == 'mahalanobis':
                 matrix = _shared_whitening(tasks, self.shrinkage,
                                            self.perturbation_weight)
-            self._shared = _SharedMetric.of(tasks, matrix)
+            # a mean of unit vectors is shorter the wider they spread
+            prototypes = [self._space(task.centroids) for task in tasks]
+            self._shared = _SharedMetric.of(tasks, prototypes, matrix)
         return self._shared
 
     def _spread(self, name: str) -> '_Metric':
@@ -352,16 +355,16 @@ class _SharedMetric(NamedTuple):
         metric (_Metric): Of the M centroids of all tasks.
         owners (Tensor): (M,), index of each centroid's task.
         rms_distances (Tensor): (E,), root mean squared distance of each
-            task's own training images.
+            task's own training images from their means.
     """
     metric: _Metric
     owners: Tensor
     rms_distances: Tensor
 
     @classmethod
-    def of(cls, tasks: Sequence[Prototypes],
+    def of(cls, tasks: Sequence[Prototypes], prototypes: Sequence[Tensor],
            matrix: Optional[Tensor]) -> '_SharedMetric':
-        """Prototypes of tasks under ``W``; None is the identity.
+        """Prototypes (K, D) of tasks under ``W``; None is the identity.
 
         The mean squared distance follows from the scatter alone, ``tr(W' W
         S_t) / n_t``, so it stays right when another task changes W.
@@ -374,9 +377,9 @@ class _SharedMetric(NamedTuple):
             torch.dot(packed, task.scatter.double()) / task.num_images
             for task in tasks
         ])
-        sizes = torch.tensor([len(task.centroids) for task in tasks])
+        sizes = torch.tensor([len(own) for own in prototypes])
         return cls(
-            _Metric.of(torch.cat([task.centroids for task in tasks]), matrix),
+            _Metric.of(torch.cat(list(prototypes)), matrix),
             torch.arange(len(tasks)).repeat_interleave(sizes),
             squares.clamp_min(0).sqrt())
 

@@ -25,10 +25,17 @@ def head_config(template: Dict[str, Any], num_classes: int) -> Dict[str, Any]:
     """The config of a head with a task's own number of classes.
 
     Raises:
-        ValueError: If the template fixes class weights of another length.
+        ValueError: If the template fixes outputs of another number, or class
+            weights of another length.
     """
     config = copy.deepcopy(dict(template))
     config['num_classes'] = num_classes
+    outputs = config.get('out_channels')
+    if outputs not in (None, num_classes) and (outputs, num_classes) != (1, 2):
+        raise ValueError(
+            f'decode_head.out_channels is {outputs}, the task has '
+            f'{num_classes} classes: leave it out, or set it to 1 where every '
+            'task has two.')
     losses = config.get('loss_decode', {})
     for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
         weights = loss.get('class_weight')
@@ -88,9 +95,11 @@ def copy_matching(head: nn.Module, source: Dict[str, Tensor],
             if id(value) not in classifier or same:
                 if other.shape == value.shape:
                     value.copy_(other)
-                continue
-            for mine, theirs in shared:
-                value[mine].copy_(other[theirs])
+            # one output stands for the second of two classes
+            elif (len(value), len(other)) == (len(classes),
+                                              len(source_classes)):
+                for mine, theirs in shared:
+                    value[mine].copy_(other[theirs])
 
 
 class ContinualSegmentor(CoarseEncoderDecoder):

@@ -37,7 +37,7 @@ class CoarseEncoderDecoder(EncoderDecoder):
     Stock mmseg resizes logits to the size of the input, then to that of the
     image, and compares classes there, which takes as long as a small
     network. Here the last resize goes straight to labels, strip by strip:
-    the same labels up to ties.
+    the same labels up to ties, as integers also of a head of one output.
 
     Args:
         *args, **kwargs: As in mmseg's ``EncoderDecoder``.
@@ -106,7 +106,7 @@ class CoarseEncoderDecoder(EncoderDecoder):
                 logits = resize_logits(logits, size, self.align_corners)
             if len(logits) == 1:
                 logits = logits.sigmoid()
-                labels = (logits[0] > self.decode_head.threshold).to(logits)
+                labels = (logits[0] > self.decode_head.threshold).long()
             else:
                 labels = label_map(logits, size, self.align_corners)
             sample.set_data(dict(pred_sem_seg=PixelData(data=labels[None])))

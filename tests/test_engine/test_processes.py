@@ -18,6 +18,7 @@ from run_comparison import differences, library_tensors, results_of
 from safetensors.torch import load_file
 from torch import nn
 
+from mmseg_mile.adapters.stages import checkpoint_blocks
 from mmseg_mile.engine import task_training
 from mmseg_mile.engine.task_training import average_statistics
 from mmseg_mile.evaluation import read_routing_log, routing_log_path
@@ -214,6 +215,7 @@ class HalfFrozen(nn.Module):
     def __init__(self):
         super().__init__()
         self.owned = nn.BatchNorm2d(2)
+        self.owned.with_cp = False
         self.frozen = nn.BatchNorm2d(2)
         self.memoryless = nn.BatchNorm2d(2, track_running_stats=False)
 
@@ -222,13 +224,20 @@ class HalfFrozen(nn.Module):
         self.frozen.eval()
         return self
 
+    def forward(self, x):
+        return self.memoryless(self.frozen(self.owned(x)))
 
-def test_statistics_that_were_learned_are_averaged(monkeypatch):
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_statistics_that_were_learned_are_averaged(monkeypatch, with_cp):
     calls = []
     monkeypatch.setattr(task_training, 'all_reduce_params',
                         lambda params, op: calls.append((list(params), op)))
-    model = HalfFrozen().eval()
-    average_statistics(model)
+    model = HalfFrozen()
+    if with_cp:
+        checkpoint_blocks(model)
+    model(torch.randn(2, 2, 4, 4))
+    average_statistics(model.eval())
     (tensors, how), = calls
     assert how == 'mean'
     assert list(map(id, tensors)) == [

@@ -129,6 +129,26 @@ def test_blend_with_the_own_expert_ahead_is_no_oracle(evaluate):
     assert (score.routed.miou(), score.oracle.miou()) == (0, 100)
 
 
+class SilentModel(KnownModel):
+    """Gives no prediction unless an expert is forced."""
+
+    def test_step(self, batch):
+        outputs = super().test_step(batch)
+        for output in outputs if self._forced is None else ():
+            output.set_metainfo(dict(expert=None, mixture={}))
+            output.pred_sem_seg.data.fill_(255)
+        return outputs
+
+
+def test_image_without_a_prediction_counts_as_wrong(evaluate):
+    model = SilentModel('day', 'day')
+    score = evaluate(model, loader_of(0, 1))
+    assert model.batches == [(None, 2), ('day', 2)]
+    assert (score.routed.miou(), score.oracle.miou()) == (0, 100)
+    assert score.chosen == {} and score.images[0].expert is None
+    assert score.images[0].miou == 0
+
+
 def test_oracle_digest_does_not_depend_on_the_routing(evaluate):
     digests = {
         evaluate(KnownModel(*routing), loader_of(0, 1, 2)).digest

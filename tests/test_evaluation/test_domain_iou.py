@@ -46,6 +46,23 @@ def test_predicted_class_that_the_task_lacks_is_wrong() -> None:
     assert iou.confusion[0].tolist() == [1, 0, 0, 2]
 
 
+def test_pixel_without_a_prediction_is_wrong() -> None:
+    iou = DomainIoU(CLASSES)
+    iou.update(
+        labels([0, 255, 255, 255]), ('road', 'weed'), labels([0, 0, 1, 255]))
+
+    assert iou.confusion.tolist() == [[1, 0, 0, 1], [0, 0, 0, 1], [0] * 4]
+    assert iou.miou() == 25
+
+
+def test_of_more_classes_than_255_that_is_one() -> None:
+    classes = [f'class {i}' for i in range(256)]
+    iou = DomainIoU(classes)
+    iou.update(labels([255]), classes, labels([254]))
+
+    assert iou.confusion[254, 255] == 1
+
+
 def test_ignore_index_can_be_chosen() -> None:
     iou = DomainIoU(CLASSES, ignore_index=1)
     iou.update(labels([0, 0]), CLASSES, labels([0, 1]))

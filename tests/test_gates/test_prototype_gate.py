@@ -62,6 +62,26 @@ def test_cosine_compares_directions_only():
     assert chosen(gate, (100., 90.), (0.01, 0.02)) == ['right', 'up']
 
 
+def test_nearer_direction_wins_however_wide_a_task_is():
+    # the mean of the wide one is 0.72 long
+    angles = dict(tight=[0.] * 4, wide=[40., 80., 120., 160.], at=[48.])
+    points = {
+        name: torch.tensor(values).deg2rad()[:, None]
+        for name, values in angles.items()
+    }
+    points = {n: torch.cat([x.cos(), x.sin()], 1) for n, x in points.items()}
+    image = points.pop('at')
+    gate = gate_of(points, metric='cosine', top_k=2)
+    routing = gate.route(image, [None])
+    # 48 and 52 degrees away; the chord of an angle is 2 sin(angle / 2)
+    wanted = 2 * torch.tensor([[24., 26.]]).deg2rad().sin()
+    torch.testing.assert_close(routing.distances, wanted)
+    assert routing.top_expert(0) == 'tight'
+    own = gate.distances(points['wide'])[:, 1]
+    torch.testing.assert_close(gate.mean_distances()[1, 1],
+                               own.square().mean().sqrt())
+
+
 def test_mahalanobis_counts_directions_of_common_spread_little():
     tasks = dict(
         a=cloud(0, 0, (10, 0.1), 2000), b=cloud(8, 1, (10, 0.1), 2000))

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.library.edits import (add_expert, list_experts, merge_experts,
                                       remove_expert, rename_expert,
                                       show_expert, verify_library)
@@ -206,13 +207,16 @@ def changed(cnn, parts=None, **changes):
     return '\n'.join(verify_library(cnn.store.root))
 
 
-@pytest.mark.parametrize('part, key', [
-    ('adapter', 'stem.0.lora_A.weight'), ('norm', 'stem.1.running_var'),
-    ('head', 'conv_seg.weight'), ('prototypes', 'centroids')
+@pytest.mark.parametrize('part, key, value', [
+    ('adapter', 'stem.0.lora_A.weight', torch.nan),
+    ('norm', 'stem.1.running_var', torch.inf),
+    ('head', 'conv_seg.weight', torch.inf),
+    ('prototypes', 'centroids', torch.inf),
+    ('prototypes', 'max_distance', torch.nan)
 ])  # yapf: disable
-def test_values_that_are_not_finite_are_found(cnn, part, key):
+def test_values_that_are_not_finite_are_found(cnn, part, key, value):
     tensors = cnn.store.load('night').parts[part]
-    tensors[key].fill_(torch.nan)
+    tensors[key].fill_(value)
     text = changed(cnn, {part: tensors})
     assert 'night' in text
     assert f'{key!r} holds values that are not finite' in text
@@ -233,10 +237,11 @@ def test_expert_that_diverged_is_not_taken_up(store, other, make, part, key):
     assert contents(store.root) == before
 
 
-def test_infinite_statistic_of_a_gate_is_fine(cnn):
-    prototypes = cnn.store.load('night').parts['prototypes']
-    prototypes['reach'] = torch.tensor(torch.inf, dtype=torch.float64)
-    assert changed(cnn, dict(prototypes=prototypes)) == ''
+def test_task_of_one_image_is_whole(cnn):
+    gate = PrototypeGate()
+    gate.fit('night', torch.randn(1, 6))
+    assert not gate.state('night')['max_distance'].isfinite()
+    assert changed(cnn, dict(prototypes=gate.state('night'))) == ''
 
 
 def test_adapter_and_head_that_do_not_fit_are_found(cnn):

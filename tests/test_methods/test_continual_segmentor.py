@@ -161,6 +161,20 @@ def test_other_head_decodes_inside_its_block_only(plain, toys):
     assert model.classes == toys.task('day').classes
 
 
+@pytest.mark.parametrize('outputs, fits', [(None, (2, 3)), (1, (2, )),
+                                           (3, (3, ))])
+def test_outputs_that_do_not_fit_a_task_are_refused(plain, toys, outputs,
+                                                    fits):
+    model, tasks = plain(), [toys.task('day'), toys.task('night')]
+    model.head_template['out_channels'] = outputs
+    for task in tasks:
+        if task.num_classes in fits:
+            model.check_stream([task])
+            continue
+        with pytest.raises(ValueError, match=f'out_channels is {outputs}, '):
+            model.check_stream(tasks)
+
+
 def test_template_stays_as_it_was():
     template = dict(type='FCNHead', num_classes=19, loss_decode=dict(a=1))
     config = head_config(template, 3)
@@ -217,6 +231,15 @@ def test_rows_are_matched_by_the_name_of_the_class(source, classes, wanted):
     assert head.norm.num_batches_tracked == 8
     head.conv.weight.data.zero_()
     assert source['conv.weight'].any()
+
+
+@pytest.mark.parametrize('rows', [(1, 1), (1, 2), (2, 1)])
+def test_single_output_is_no_row_of_a_class(rows):
+    head, source = Head(rows[0]), Head(rows[1])
+    before = head.conv_seg.weight.clone()
+    copy_matching(head, source.state_dict(), ('b', 'a'), ('a', 'b'))
+    assert torch.equal(head.conv_seg.weight, before)
+    assert torch.equal(head.conv.weight, source.conv.weight)
 
 
 def test_tensors_of_another_shape_stay_as_drawn(source):

@@ -46,6 +46,13 @@ def test_plain_method_has_the_label_space_of_the_task(panel_of, make_sample):
     assert math.isnan(panel.routing_cost)
 
 
+def test_image_without_a_prediction_scores_nothing(panel_of, make_sample):
+    silent = np.full((30, 40), 255)
+    panel = panel_of(make_sample(prediction=silent, ood=True))
+    assert panel.miou == 0 and panel.expert is None
+    plot_gallery([panel], 'pictures')
+
+
 def test_own_expert_stands_beside_a_wrong_one(panel_of, make_sample):
     truth = np.zeros((30, 40), int)
     routed = make_sample(truth, np.ones((30, 40), int), expert='farm')

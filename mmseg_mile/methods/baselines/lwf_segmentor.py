@@ -159,7 +159,7 @@ def check_distillation(model: Any, **weights: float) -> None:
 
     Raises:
         ValueError: If one is, or the head's loss is not that of one map of
-            logits.
+            logits, or it has a single output.
     """
     for name, value in weights.items():
         if value < 0:
@@ -174,6 +174,11 @@ def check_distillation(model: Any, **weights: float) -> None:
             f'decode_head.type {head.__name__!r} computes its loss in its own '
             'way: use a head with the loss of BaseDecodeHead, such as '
             'SegformerHead.')
+    if model.out_channels == 1:
+        raise ValueError(
+            f'{type(model).__name__} distils the shares of classes, but '
+            'decode_head.out_channels=1 gives one output, whose share is 1 '
+            'whatever it says: leave out_channels out.')
 
 
 def scale_lr(names: Iterable[str], factor: float,

@@ -29,7 +29,8 @@ from ..continual_segmentor import (ContinualSegmentor, copy_matching,
                                    head_config)
 from ..prediction import abstain, blank_samples
 from .expert_heads import ExpertHeads, heaviest
-from .lineage import check_start, child_weights, initial_experts, origin_of
+from .lineage import (check_start, child_weights, initial_experts, origin_from,
+                      origin_of)
 
 # Shape legend: B images, N images of a task, L views of each, D embedding,
 # E experts, C classes, h x w grid of the logits
@@ -72,7 +73,8 @@ class ExpertSegmentor(ContinualSegmentor):
             predict one by one, as by ``fusion='logits'``, with the weights
             of :func:`nearest_weights`; 'base': it gets no expert;
             'abstain': it gets no prediction, its label map is 255
-            throughout. Defaults to 'nearest'.
+            throughout, which evaluations count as wrong. Defaults to
+            'nearest'.
         child_averaging (float, optional): Temperature T at which the
             children of an expert, those that started from it, are mixed in
             where the gate chooses it alone, see :func:`child_weights`.
@@ -125,8 +127,8 @@ class ExpertSegmentor(ContinualSegmentor):
         self.child_averaging = child_averaging
         self.heads = ExpertHeads(self.backbone.experts.cache)
         self.origins: Dict[str, Dict[str, Any]] = {}
-        # weights of children, and the gate and experts that they hold for
-        self._children: Tuple[Any, Tuple[str, ...], Any] = (None, (), None)
+        # the gate, its experts, and weights of children that hold for them
+        self._children: Optional[Tuple[Any, Tuple[str, ...], Tensor]] = None
         self._embeddings: Optional[Tensor] = None
 
     @property
@@ -154,10 +156,8 @@ class ExpertSegmentor(ContinualSegmentor):
                 for batch in islice(loader, 1):
                     self.gate.check_embeddings(self.embed_views(batch))
         self.backbone.add_expert(task.name, source or None)
-        self.origins[task.name] = dict(started_from={
-            n: weights_checksum(self._weights(n))
-            for n in source
-        })
+        parents = {n: weights_checksum(self._weights(n)) for n in source}
+        self.origins[task.name] = origin_from(parents, self.origins)
         head = self.new_head(task.num_classes)
         if source:
             copy_matching(head, self.heads.fused_state(source), task.classes,
@@ -199,7 +199,7 @@ class ExpertSegmentor(ContinualSegmentor):
         if self._embeddings is None and self.gate.needs_embeddings:
             self._embed_task(loader)
         self.gate.fit(task.name, self._embeddings)
-        self._embeddings = None
+        self._embeddings = self._children = None
 
     def _embed_task(self, loader: Iterable[dict]) -> Tensor:
         # a start from the nearest asks for what the gate learns from later
@@ -281,7 +281,7 @@ class ExpertSegmentor(ContinualSegmentor):
     def _with_children(self, routing: Routing, gate: PrototypeGate) -> Routing:
         """The routing, children mixed in where one expert was chosen."""
         names = routing.expert_names
-        if self._children[:2] != (gate, names):
+        if self._children is None or self._children[:2] != (gate, names):
             assert self.child_averaging is not None
             classes = [self.heads.labels(name).classes for name in names]
             table = child_weights(names, self.origins, classes,
@@ -449,6 +449,7 @@ class ExpertSegmentor(ContinualSegmentor):
         for expert in experts:
             self.heads.add(expert, self.device)
             self.origins[expert.name] = origin_of(expert)
+            self._children = None
             self.gate.load_state(expert.name,
                                  expert.parts.get('prototypes', {}))
 

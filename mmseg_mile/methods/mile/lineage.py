@@ -70,41 +70,49 @@ def check_start(task: Task, init_from: str, earlier: Sequence[str],
     return start
 
 
+def origin_from(parents: Mapping[str, str],
+                origins: Mapping[str, Mapping[str, Any]]) -> Dict[str, Any]:
+    """The origin of an expert that starts from others.
+
+    Args:
+        parents (Mapping[str, str]): Checksums of their weights by name.
+        origins (Mapping[str, dict]): See :func:`origin_of`, by expert.
+    """
+    line = set(parents.values())
+    line.update(*(origins[name]['ancestors'] for name in parents))
+    return dict(started_from=dict(parents), ancestors=sorted(line))
+
+
 def origin_of(expert: Expert) -> Dict[str, Any]:
     """The facts of an expert's record that :func:`children` asks for.
 
-    ``started_from``, checksums of its parents by name, {} if it says none,
-    and ``weights_sha256``, its own.
+    ``started_from``, checksums of its parents by name; ``ancestors``, those
+    of its parents and of theirs; both empty if it says none; and
+    ``weights_sha256``, its own.
     """
-    known = ('started_from', 'weights_sha256')
+    known = ('started_from', 'ancestors', 'weights_sha256')
     facts = {k: v for k, v in expert.provenance.items() if k in known}
-    return dict(dict(started_from={}), **facts)
+    parents = facts.get('started_from', {})
+    return dict(
+        dict(started_from=parents, ancestors=list(parents.values())), **facts)
 
 
 def children(name: str, origins: Mapping[str, Mapping[str, Any]]) -> Set[str]:
     """Experts that started from this one, or from one that did.
 
-    Experts know each other by the checksums of their weights, so that they
-    may be renamed.
+    Experts know their ancestors by the checksums of their weights, so that
+    any may be renamed, and those in between removed.
 
     Args:
         name (str): The expert.
         origins (Mapping[str, dict]): See :func:`origin_of`, by expert.
     """
-    line = {origins[name].get('weights_sha256')} - {None}
-    found: Set[str] = set()
-    # parents are learned first, but need not be added first
-    while True:
-        more = {
-            other
-            for other, origin in origins.items()
-            if other not in found and other != name
-            and line.intersection(origin['started_from'].values())
-        }
-        if not more:
-            return found
-        found |= more
-        line.update(origins[other].get('weights_sha256') for other in more)
+    own = origins[name].get('weights_sha256')
+    return {
+        other
+        for other, origin in origins.items()
+        if other != name and own in origin['ancestors']
+    }
 
 
 def child_weights(names: Sequence[str], origins: Mapping[str, Any],

@@ -201,6 +201,11 @@ def test_backbone_is_slower_from_the_second_task_on(factor):
         align_corners=False,
         loss_decode=[dict(type='CrossEntropyLoss', loss_name='loss_ce')] * 2)),
      "one map of logits.*'DDRHead'"),
+    (dict(decode_head=dict(
+        type='FCNHead', in_channels=8, channels=8, num_classes=2,
+        out_channels=1, threshold=0.5, loss_decode=dict(
+            type='CrossEntropyLoss', use_sigmoid=True))),
+     'decode_head.out_channels=1 gives one output'),
 ])  # yapf: disable
 def test_config_that_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mmseg_mile.methods.mile.lineage import child_weights, children, origin_of
+from mmseg_mile.methods.mile.lineage import (child_weights, children,
+                                             origin_from, origin_of)
 
+NEW = dict(started_from={}, ancestors=[])
 SAME = ('road', 'sky')
 NAMES = ('day', 'night', 'fog', 'snow')
 # day -> night -> snow, day -> fog, and thermal from the base
@@ -20,17 +23,11 @@ STARTED_FROM = dict(
 
 def origins(prefix: str = '', **more: list) -> dict:
     """Of experts that may be called otherwise by now."""
-    return {
-        prefix + name:
-        dict(
-            weights_sha256=f'of {name}',
-            started_from={n: f'of {n}'
-                          for n in parents})
-        for name, parents in {
-            **STARTED_FROM,
-            **more
-        }.items()
-    }
+    found = {}
+    for name, parents in {**STARTED_FROM, **more}.items():
+        known = origin_from({n: f'of {n}' for n in parents}, found)
+        found[name] = dict(known, weights_sha256=f'of {name}')
+    return {prefix + name: origin for name, origin in found.items()}
 
 
 @pytest.mark.parametrize('name, wanted', [
@@ -49,12 +46,26 @@ def test_children_are_known_in_any_order_and_by_any_name(name, wanted, prefix):
 
 def test_expert_of_which_nothing_is_known_has_no_family():
     nothing = origin_of(SimpleNamespace(provenance=dict(seed=3)))
-    assert nothing == dict(started_from={})
+    assert nothing == NEW
     assert children('found', dict(origins(), found=nothing)) == set()
 
 
-def test_expert_that_is_its_own_ancestor_ends_the_search():
-    assert children('a', origins(a=['b'], b=['a'])) == {'b'}
+def test_expert_in_between_may_be_removed():
+    known = origins()
+    del known['night']
+    assert children('day', known) == {'fog', 'snow'}
+
+
+def test_child_of_another_expert_of_the_same_name_is_none():
+    elsewhere = dict(day='of another day')
+    known = dict(origins(), dusk=origin_from(elsewhere, dict(day=NEW)))
+    assert 'dusk' not in children('day', known)
+
+
+def test_expert_that_training_left_as_it_was_is_no_child_of_itself():
+    known = origins()
+    known['fog']['weights_sha256'] = 'of day'
+    assert children('fog', known) == {'night', 'snow'}
 
 
 def weights(classes=(SAME, ) * 4):
@@ -119,6 +130,22 @@ def test_parents_travel_with_the_experts(chain, toys):
     mine, theirs = (toys.predict(m, 'day')[0] for m in (other, chain))
     assert mine.mixture == theirs.mixture and len(mine.mixture) == 3
     assert torch.equal(mine.seg_logits.data, theirs.seg_logits.data)
+
+
+def test_expert_that_is_replaced_under_its_name_is_weighed_anew(chain, toys):
+    before = toys.predict(chain, 'day')[0].mixture
+    fog = chain.export_expert('fog')
+    prototypes = fog.parts['prototypes']
+    far = dict(prototypes, centroids=prototypes['centroids'] + 5)
+    chain.import_expert(replace(fog, parts=dict(fog.parts, prototypes=far)))
+    after = toys.predict(chain, 'day')[0].mixture
+    assert 'fog' in before and 'fog' not in after
+
+
+def test_line_outlives_an_expert_in_between(chain, toys):
+    other = toys.model(child_averaging=50.0)
+    other.import_experts([chain.export_expert(n) for n in ('fog', 'day')])
+    assert set(toys.predict(other, 'day')[0].mixture) == {'day', 'fog'}
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
