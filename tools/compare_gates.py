@@ -23,10 +23,11 @@ from typing import Any, Dict, Sequence
 
 from analysis_tools.gate_studies import (Images, embedders_of, held_out_study,
                                          perturbation_study, routing_study)
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import Runner
 
+from mmseg_mile.apis.library_model import read_config
 from mmseg_mile.engine.incremental_task_loop import IncrementalTaskLoop
 from mmseg_mile.evaluation.tables import markdown_table
 from mmseg_mile.library.edits import open_library
@@ -138,8 +139,7 @@ def folder_images(loop: IncrementalTaskLoop, folders: Sequence[str]) -> Images:
 def main() -> None:
     """Embed the images, print the table of a study."""
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     cfg.work_dir = args.work_dir
     runner = Runner.from_cfg(cfg)
     loop = runner.train_loop

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from tabulate import tabulate
 
@@ -19,6 +19,7 @@ import mmseg_mile  # noqa: F401  registers the components
 from mmseg_mile import library
 from mmseg_mile.adapters.adapter import total_residual
 from mmseg_mile.apis.expert_import import import_peft
+from mmseg_mile.apis.library_model import read_config
 
 ARGUMENTS: Dict[str, Dict[str, Any]] = {
     'library':
@@ -142,8 +143,7 @@ def run_import(args: argparse.Namespace) -> None:
     """Import a PEFT folder."""
     # not a line for each weight that a head starts from
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config(args.config, args.cfg_options)
     adapter = import_peft(args.library, args.folder, args.new, cfg,
                           args.head_from, args.head_checkpoint, args.images,
                           args.prototypes_from, args.task, args.force)

@@ -46,11 +46,11 @@ from typing import (Any, Callable, Dict, List, NamedTuple, Optional, Sequence,
 
 import torch
 from filelock import FileLock, Timeout
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 import mmseg_mile  # noqa: F401  registers the components
 from mmseg.registry import MODELS
-from mmseg_mile.apis.library_model import set_pretrained
+from mmseg_mile.apis.library_model import read_config, set_pretrained
 from mmseg_mile.engine.work_dir import changes, refuse, settings_of
 from mmseg_mile.evaluation.leaderboard import (REFERENCE, read_leaderboard,
                                                write_shown_tables)
@@ -157,7 +157,7 @@ def plan_runs(configs: Sequence[str],
 def plan_run(config: str, seed: int, root: Path, options: Sequence[str],
              pretrained: Optional[str]) -> Run:
     """The run of one config with one seed, see :func:`plan_runs`."""
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     if 'tasks' not in (cfg.get('train_cfg') or {}):
         raise ValueError(f'{config} must have train_cfg.tasks: it is no '
                          'config of a stream')

@@ -25,9 +25,10 @@ from functools import partial
 from pathlib import Path
 
 from analysis_tools.leave_one_out import leave_one_out
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 import mmseg_mile  # noqa: F401  registers the components
+from mmseg_mile.apis.library_model import read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,7 +69,7 @@ def main() -> None:
     """Score what is missing, print the tables."""
     args = parse_args()
     warnings.filterwarnings('ignore', category=UserWarning)
-    config = Config.fromfile(args.config) if args.config else None
+    config = read_config(args.config) if args.config else None
     leave_one_out(args.work_dirs, args.out, config, args.gate, args.sweep_tau,
                   args.cfg_options, partial(print, flush=True))
     print((args.out / 'leave_one_out.md').read_text(encoding='utf-8'))

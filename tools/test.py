@@ -7,10 +7,11 @@ import contextlib
 from pathlib import Path
 from typing import Any, ContextManager
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.runner import Runner
 from prettytable import PrettyTable
 
+from mmseg_mile.apis.library_model import read_config
 from mmseg_mile.engine.incremental_task_loop import IncrementalTaskLoop
 from mmseg_mile.engine.task_evaluator import evaluate_task
 from mmseg_mile.files import write_json
@@ -63,8 +64,7 @@ def gated(model: Any, gate: str) -> ContextManager[None]:
 def main() -> None:
     """Evaluate every learned task and print a table."""
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config(args.config, args.cfg_options)
     work_dir = Path(args.work_dir)
     cfg.work_dir = str(work_dir / 'test')
     runner = Runner.from_cfg(cfg)

@@ -15,7 +15,7 @@ from mmengine.dist import is_distributed
 from mmengine.runner import Runner
 
 from mmseg_mile.adapters.base_weights import weights_only
-from mmseg_mile.apis.library_model import set_pretrained
+from mmseg_mile.apis.library_model import read_config, set_pretrained
 from mmseg_mile.engine.work_dir import reserved
 
 # Where a process finds its rank, the number of processes, and its local rank.
@@ -68,8 +68,7 @@ def load_config(args: argparse.Namespace) -> Config:
         ValueError: If --amp meets an optimizer wrapper that it cannot turn
             into mixed precision, or --pretrained a backbone without weights.
     """
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config(args.config, args.cfg_options)
     if args.pretrained is not None:
         set_pretrained(cfg, args.pretrained)
     cfg.launcher = args.launcher

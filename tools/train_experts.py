@@ -43,8 +43,8 @@ def parse_args() -> argparse.Namespace:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config with the command line's changes."""
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    from mmseg_mile.apis.library_model import read_config
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = 'none'
     cfg.resume = args.resume
     name = osp.splitext(osp.basename(args.config))[0]

@@ -175,14 +175,14 @@ def stock_config(model_config: Mapping[str, Any],
         model (ExpertSegmentor): Holds the experts.
         experts (str | Mapping[str, float]): See :func:`export_expert`.
         pipeline (Sequence[dict], optional): Steps from an image file to the
-            input of the model, for ``mmseg.apis.inference_model``. Defaults
-            to None: the config has none.
+            input of the model. Defaults to None: the config has none.
 
     Returns:
-        Config: With ``model``, the default scope and ``test_pipeline``; and
-        an import of this package if the pipeline has a step of ours, such as
-        :class:`LoadSingleChannelImage`, without which ``init_model`` works
-        all the same.
+        Config: With ``model``, the default scope, and the pipeline where
+        ``inference_model`` and ``MMSegInferencer`` of ``mmseg.apis`` look
+        for it; and an import of this package if the pipeline has a step of
+        ours, such as :class:`LoadSingleChannelImage`, without which
+        ``init_model`` works all the same.
 
     Raises:
         ValueError: If plain mmseg does not know the backbone or the head.
@@ -196,7 +196,11 @@ def stock_config(model_config: Mapping[str, Any],
                 'counterpart: this model cannot be exported')
     content: Dict[str, Any] = dict(default_scope='mmseg', model=stock)
     if pipeline is not None:
-        content['test_pipeline'] = copy.deepcopy(list(pipeline))
+        steps = copy.deepcopy(list(pipeline))
+        content.update(
+            test_pipeline=steps,
+            test_dataloader=dict(dataset=dict(pipeline=steps)),
+            visualizer=dict(type='SegLocalVisualizer'))
         if any(_is_ours(TRANSFORMS, step) for step in pipeline):
             content['custom_imports'] = dict(
                 imports=['mmseg_mile'], allow_failed_imports=True)
@@ -339,6 +343,9 @@ def _write_stock(checkpoint: Dict[str, Any], cfg: Config,
 
 def _notes(cfg: Config) -> List[str]:
     notes = ['load it with mmseg.apis.init_model(config, checkpoint)']
+    if any(step['type'] == 'LoadImageFromFile'
+           for step in cfg.get('test_pipeline', [])):
+        notes[0] += ' or mmseg.apis.MMSegInferencer(config, checkpoint)'
     if 'test_pipeline' not in cfg:
         notes.append('the config has no test_pipeline: the library does not '
                      'say how this expert loads images')

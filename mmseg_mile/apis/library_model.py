@@ -11,13 +11,27 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 from mmseg_mile.library.edits import AnyPath
 from mmseg_mile.library.expert_store import ExpertStore
-from mmseg_mile.library.stored_config import load_config
+from mmseg_mile.library.stored_config import load_config, name_classes
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from mmseg_mile.structures import Expert, Task
 from .expert_import import prediction_pipeline
 
 #: Steps from an image file to the model, by expert.
 Pipelines = Dict[str, List[Any]]
+
+
+def read_config(path: AnyPath,
+                options: Optional[Mapping[str, Any]] = None) -> Config:
+    """A config file, in mmengine's text or pure Python style.
+
+    Args:
+        path (str | Path): The file; its code is run.
+        options (Mapping[str, Any], optional): Fields that it shall have
+            instead, by dotted names. Defaults to None.
+    """
+    cfg = name_classes(Config.fromfile(path))
+    cfg.merge_from_dict(dict(options or {}))
+    return cfg
 
 
 def set_pretrained(cfg: Config, path: str) -> None:
@@ -114,8 +128,8 @@ def config_and_pipelines(
         ValueError: If the library has no config that may be read.
     """
     if config is not None:
-        cfg = copy.deepcopy(config) if isinstance(
-            config, Config) else Config.fromfile(config)
+        cfg = name_classes(config) if isinstance(
+            config, Config) else read_config(config)
         names = [task['name'] for task in cfg.train_cfg.tasks]
         return cfg, {name: prediction_pipeline(cfg, name) for name in names}
     cfg = library_config(sorted(experts, key=lambda e: e.name != expert))

@@ -52,16 +52,17 @@ def draw_polygons(annotation: Mapping,
         np.ndarray: uint8 mask, imgHeight x imgWidth.
 
     Raises:
-        ValueError: If a label is unknown.
+        ValueError: If a label of what is not deleted is unknown.
     """
     size = (annotation['imgWidth'], annotation['imgHeight'])
     mask = Image.new('L', size, background)
     pen = ImageDraw.Draw(mask)
     for entry in annotation['objects']:
+        if entry.get('deleted'):
+            continue
         name = single_label(entry['label'], {*ids, *not_drawn})
         # Two corners make a line; fewer make nothing, and Pillow refuses them.
-        if (entry.get('deleted') or name in not_drawn
-                or len(entry['polygon']) < 2):
+        if name in not_drawn or len(entry['polygon']) < 2:
             continue
         pen.polygon([(x, y) for x, y in entry['polygon']], fill=ids[name])
     return np.asarray(mask)

@@ -22,7 +22,7 @@ from mmseg_mile.evaluation.routing_log import (RoutedImage, routing_log_path,
                                                write_routing_log)
 from mmseg_mile.files import PathLike, locked, read_json, write_json
 from mmseg_mile.library.expert_store import ExpertStore
-from mmseg_mile.library.stored_config import to_json
+from mmseg_mile.library.stored_config import name_classes, to_json
 from mmseg_mile.structures import Task
 from .snapshot import TaskSnapshot
 from .task_data import in_order
@@ -66,7 +66,7 @@ def provenance(cfg: Config) -> Dict[str, Any]:
         cfg (Config): The resolved config; what differs from start to start
             is left out.
     """
-    values = cfg.to_dict()
+    values = name_classes(cfg).to_dict()
     for name in ('work_dir', 'resume', 'launcher'):
         values.pop(name, None)
     return dict(

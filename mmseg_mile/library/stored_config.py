@@ -2,6 +2,7 @@
 """Configs as JSON values, which run no code when they are read."""
 from __future__ import annotations
 
+import inspect
 import math
 from importlib import import_module
 from typing import Any, Callable, Dict, Iterator, Mapping, Set
@@ -9,6 +10,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Set
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
+from mmengine.utils import get_object_from_string
 
 import mmseg.registry
 
@@ -21,6 +23,45 @@ _MARKED: Dict[str, Callable[[Any], Any]] = {
 # Packages whose registered classes are named as `package.Class`.
 _OWN_SCOPES = ('', 'mmseg', 'mmengine')
 _OTHER_SCOPES = ('mmdet', 'mmpretrain', 'mmcls')
+
+
+def name_classes(value: Any) -> Any:
+    """A copy of a config in which classes go by their registered names.
+
+    mmengine also takes a class, as configs in pure Python style import it,
+    or its import path. Classes that no registry holds stay as they are.
+
+    Args:
+        value (Any): The config, or a part of it.
+    """
+    if isinstance(value, Config):
+        # what a config imports is no field of it
+        fields = {key: value[key] for key in value.to_dict()}
+        return Config(name_classes(fields), value.text, value.filename)
+    if isinstance(value, Mapping):
+        return {
+            key:
+            _registered_name(item) if key == 'type' else name_classes(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(name_classes, value))
+    return value
+
+
+def _registered_name(kind: Any) -> Any:
+    found = get_object_from_string(kind) if isinstance(
+        kind, str) and '.' in kind else kind
+    if not inspect.isclass(found):
+        return kind
+    for registry in vars(mmseg.registry).values():
+        if isinstance(registry, Registry):
+            for each in filter(None, (registry, registry.parent)):
+                for name, known in each.module_dict.items():
+                    # mmseg may have a class of its own by that name
+                    if known is found and registry.get(name) is found:
+                        return name
+    return kind
 
 
 def to_json(value: Any) -> Any:

@@ -13,14 +13,31 @@ from mmengine.config import Config
 from mmseg_mile.apis.library_model import (build_model, change_config,
                                            choose_pipeline,
                                            config_and_pipelines, known_experts,
-                                           library_config, read_pipelines,
-                                           set_pretrained)
+                                           library_config, read_config,
+                                           read_pipelines, set_pretrained)
 from mmseg_mile.library.edits import merge_experts, rename_expert
 from mmseg_mile.library.expert_store import ExpertStore
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 RGB, THERMAL = [dict(type='A')], [dict(type='B')]
 MIXED = dict(day=RGB, night=RGB, thermal=THERMAL)
+
+
+def test_config_in_pure_python_is_that_in_text(tmp_path):
+    same = ('stream = dict(size=(2, 1), steps=[dict(type={step})])\n'
+            'optim_wrapper = dict(type={wrapper}, optimizer=dict(lr=1.0))\n')
+    text, pure = tmp_path / 'text.py', tmp_path / 'pure.py'
+    text.write_text(
+        same.format(step="'PackSegInputs'", wrapper="'OptimWrapper'"))
+    pure.write_text('from mmengine.optim import OptimWrapper\n'
+                    'from mmseg.datasets.transforms import PackSegInputs\n' +
+                    same.format(step='PackSegInputs', wrapper='OptimWrapper'))
+    options = {'optim_wrapper.optimizer.lr': 0.5}
+    found = read_config(pure, options)
+    assert found.to_dict() == read_config(text, options).to_dict()
+    assert found.optim_wrapper == dict(
+        type='OptimWrapper', optimizer=dict(lr=0.5))
+    assert found.filename == str(pure)
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,9 @@ def test_label_that_ends_in_group_keeps_its_name():
     assert single_label('polegroup', {'pole', 'polegroup'}) == 'polegroup'
 
 
-def test_deleted_polygon_is_left_out():
-    entries = annotation(('car', 0, 0, 7, 4))
+@pytest.mark.parametrize('label', ['car', 'tmp'])
+def test_deleted_polygon_is_left_out_whatever_its_label(label):
+    entries = annotation((label, 0, 0, 7, 4))
     entries['objects'][0]['deleted'] = 1
     assert (draw_polygons(entries, IDS) == 255).all()
 

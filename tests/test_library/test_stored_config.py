@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mmcv.transforms
 import pytest
 from mmengine.config import Config
+from torch import nn
 
+from mmseg.datasets import transforms
 from mmseg.registry import MODELS
 from mmseg_mile.library.stored_config import (check_types, from_json,
-                                              load_config, to_json)
+                                              load_config, name_classes,
+                                              to_json)
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
@@ -37,6 +41,25 @@ def test_values_that_json_lacks_come_back():
 
 def test_class_becomes_its_registered_name():
     assert to_json(dict(type=MODELS.get('FCNHead'))) == dict(type='FCNHead')
+
+
+@pytest.mark.parametrize(
+    'kind, name',
+    [
+        (transforms.LoadAnnotations, 'LoadAnnotations'),
+        ('mmseg.datasets.transforms.LoadAnnotations', 'LoadAnnotations'),
+        (nn.GELU, 'GELU'),
+        ('mmseg.FCNHead', 'mmseg.FCNHead'),
+        ('not.installed.Here', 'not.installed.Here'),
+        # mmseg has a class of its own by that name
+        (mmcv.transforms.LoadAnnotations, mmcv.transforms.LoadAnnotations),
+        (Path, Path),
+    ])
+def test_registered_class_goes_by_its_name(kind, name):
+    config = dict(model=dict(steps=[(dict(type=kind), )], size=(2, 1)))
+    found = name_classes(config)
+    assert found == dict(model=dict(steps=[(dict(type=name), )], size=(2, 1)))
+    assert config['model']['steps'][0][0]['type'] is kind
 
 
 @pytest.mark.parametrize('values', [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import label_map, loop_predictions
 
-from mmseg.apis import inference_model, init_model
+from mmseg.apis import MMSegInferencer, inference_model, init_model
 
 pytestmark = pytest.mark.integration
 
@@ -38,6 +38,18 @@ def test_exported_expert_predicts_the_same_label_maps(export, stream_run,
         np.testing.assert_array_equal(mine, theirs)
         seen |= set(np.unique(mine))
     assert len(seen) > 1
+
+
+def test_inferencer_of_stock_mmseg_runs_it(export, stream_run, tiny_data):
+    config, checkpoint = export('--experts', 'night')
+    inferencer = MMSegInferencer(config, checkpoint, device='cpu')
+    stock = init_model(config, checkpoint, 'cpu')
+    path = loop_predictions(stream_run.runner.model, stream_run.cfg, tiny_data,
+                            'night')[0].img_path
+    found = inferencer(path, return_vis=True)
+    np.testing.assert_array_equal(found['predictions'],
+                                  label_map(inference_model(stock, path)))
+    assert found['visualization'].shape == (*found['predictions'].shape, 3)
 
 
 @pytest.mark.parametrize('weights, mixture, words', [

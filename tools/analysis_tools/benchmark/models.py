@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Union
 
 import torch
 from mmcv.cnn import is_norm
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -26,6 +26,7 @@ from mmseg.registry import MODELS, TASK_UTILS
 from mmseg.structures import SegDataSample
 from mmseg_mile.adapters.targets import lora_scaling
 from mmseg_mile.apis.export import STOCK_HEADS
+from mmseg_mile.apis.library_model import read_config
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
 from mmseg_mile.structures import Expert, Routing, Task
 from mmseg_mile.structures.expert import TensorDict
@@ -106,7 +107,7 @@ def load_model_config(path: Union[str, Path],
     Raises:
         ValueError: If the config has no ``ExpertSegmentor``.
     """
-    model = Config.fromfile(path).get('model')
+    model = read_config(path).get('model')
     if model is None or model.get('type') != 'ExpertSegmentor':
         kind = 'missing' if model is None else repr(model.get('type'))
         raise ValueError(f'{path}: model.type must be \'ExpertSegmentor\', it '
