@@ -339,6 +339,13 @@ class IncrementalTaskLoop(BaseLoop):
                 raise ValueError(
                     f'{field}.dataset has no effect: the datasets stand in '
                     'train_cfg.tasks, remove it')
+            sampler = dict(type='DefaultSampler')
+            try:
+                self.runner.build_dataloader(
+                    dict(template, dataset=[0], sampler=sampler), seed=0)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f'{field} makes no loader of images, correct '
+                                 f'its fields: {error}') from error
         if self.checkpoint_interval < 1:
             raise ValueError('train_cfg.checkpoint_interval must be >= 1, got '
                              f'{self.checkpoint_interval}')
