@@ -122,7 +122,8 @@ def checked_loading(backbone: nn.Module) -> Iterator[None]:
     try:
         with weights_only(where) if checkpoint else weights_only():
             yield
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, KeyError, AssertionError) as error:
+        # the last two are a name or a prefix that does not exist
         if checkpoint is None:
             raise
         fetch = f'download {_address(checkpoint)} elsewhere and ' * (

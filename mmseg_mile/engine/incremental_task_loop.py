@@ -332,6 +332,15 @@ class IncrementalTaskLoop(BaseLoop):
                 'val_cfg, val_dataloader, val_evaluator and '
                 'CheckpointHook.save_best, and give train_cfg.val_dataloader '
                 'if needed')
+        load_from = self.runner.cfg.get('load_from')
+        if load_from is not None:
+            raise ValueError(
+                f'load_from={load_from!r}: each task begins with a head of '
+                'its own, and what does not fit would be left out. Let the '
+                "backbone start from it: init_cfg=dict(type='Pretrained', "
+                f"checkpoint={load_from!r}, prefix='backbone.') in the "
+                'innermost model.backbone, without prefix for a file of a '
+                'bare backbone')
         for field, template in (('train_dataloader', self.dataloader),
                                 ('train_cfg.val_dataloader',
                                  self.val_dataloader)):

@@ -253,6 +253,7 @@ def test_cut_checkpoint_is_refused_by_name(make, checkpoint, length):
 @pytest.mark.parametrize('name, advice', [
     ('none.pth', "'none.pth' cannot .*not be found.*: name a file .*--pretr"),
     ('https://host/a.pth', r'no network.*download https://host/a.pth else.*'),
+    ('mmcls://nothing', r"'mmcls://nothing' cannot be loaded \('nothing'\)"),
     ('mmcls://mobilenet_v2',
      r"'mmcls://mob.*no network.*download https://.*/mobilenet_v2.*\.pth else"
      ),
@@ -266,6 +267,12 @@ def test_checkpoint_that_is_not_there_is_named(make, monkeypatch, name,
     monkeypatch.setattr('mmengine.runner.checkpoint.load_url', fetch)
     with pytest.raises(ValueError, match=advice):
         pretrained(make, dict(type='Pretrained', checkpoint=name))
+
+
+def test_prefix_that_the_checkpoint_lacks_is_named(make, checkpoint):
+    init_cfg = dict(checkpoint()[1], prefix='backbone.')
+    with pytest.raises(ValueError, match=r'base.pth.*\(backbone. is not in'):
+        pretrained(make, init_cfg)
 
 
 def test_checkpoint_fits_the_backbone_of_a_baseline(resnet, checkpoint):

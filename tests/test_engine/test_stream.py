@@ -320,6 +320,7 @@ VAL = dict(
     (dict(custom_hooks=[dict(type='EMAHook')]), 'EMAHook averages .* remove'),
     (VAL, 'evaluates every task itself: remove val_cfg'),
     (dict(default_hooks__checkpoint__save_best='mIoU'), 'remove .*save_best'),
+    (dict(load_from='a.pth'), r"load_from='a.pth'.* init_cfg=.*'a.pth', pre"),
     (dict(train_dataloader__dataset=dict(type='x')),
      'train_dataloader.dataset has no effect'),
     (dict(train_cfg__val_dataloader=LOADER),
