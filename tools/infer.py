@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--skip-broken',
         action='store_true',
-        help='go on after an image that cannot be read')
+        help='go on after an image that cannot be read, or is too large')
     add_library_arguments(parser)
     return parser.parse_args()
 

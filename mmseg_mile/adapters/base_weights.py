@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from http.client import HTTPException
 from pickle import UnpicklingError
 from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
                     Sequence)
 
 import torch
 from mmcv.cnn import is_norm
-from mmengine.runner.checkpoint import get_torch_safe_globals
+from mmengine.runner.checkpoint import (get_external_models, get_mmcls_models,
+                                        get_torch_safe_globals,
+                                        get_torchvision_models)
 from torch import Tensor, nn
 
 from mmseg_mile.structures import Expert
@@ -20,8 +23,14 @@ from .adapter import Adapter
 from .targets import lora_scaling
 
 _SWITCH = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-# how torch begins what it says of a damaged file
-_BROKEN = 'PytorchStreamReader'
+# how torch begins what it says of a damaged file, and of a damaged download
+_BROKEN = ('PytorchStreamReader', 'invalid hash value')
+# Addresses of the checkpoints that mmengine knows by a name.
+_KNOWN_BY_NAME = {
+    'mmcls': get_mmcls_models,
+    'open-mmlab': get_external_models,
+    'torchvision': get_torchvision_models
+}
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -91,8 +100,8 @@ def checked_loading(backbone: nn.Module) -> Iterator[None]:
         backbone (nn.Module): Whose ``init_weights`` runs inside the block.
 
     Raises:
-        ValueError: If a configured checkpoint leaves weights unset, or see
-            :func:`weights_only`.
+        ValueError: If a configured checkpoint leaves weights unset, cannot
+            be fetched or found, or see :func:`weights_only`.
     """
     unset: List[str] = []
 
@@ -107,20 +116,35 @@ def checked_loading(backbone: nn.Module) -> Iterator[None]:
                      if 'num_batches_tracked' not in k)
 
     checkpoint = pretrained_checkpoint(backbone)
+    where = f'backbone.init_cfg.checkpoint {checkpoint!r}'
     handles = (backbone.register_load_state_dict_pre_hook(note_misshapen),
                backbone.register_load_state_dict_post_hook(note_missing))
     try:
-        with weights_only(f'backbone.init_cfg.checkpoint {checkpoint!r}'):
+        with weights_only(where) if checkpoint else weights_only():
             yield
+    except (OSError, HTTPException, KeyError, AssertionError) as error:
+        # the last two are a name or a prefix that does not exist
+        if checkpoint is None:
+            raise
+        fetch = f'download {_address(checkpoint)} elsewhere and ' * (
+            '://' in checkpoint)
+        raise ValueError(f'{where} cannot be loaded ({error}): {fetch}name '
+                         'a file there, or with --pretrained') from error
     finally:
         for handle in handles:
             handle.remove()
     if checkpoint and unset:
         raise ValueError(
-            f'backbone.init_cfg.checkpoint {checkpoint!r} does not fit '
-            f'{type(backbone).__name__}: it lacks {len(unset)} weights or has '
-            f'them in another shape, for example {unset[:3]}. Give the '
-            'checkpoint of this backbone, with its bare keys or a `prefix`.')
+            f'{where} does not fit {type(backbone).__name__}: it lacks '
+            f'{len(unset)} weights or has them in another shape, for example '
+            f'{unset[:3]}. Give the checkpoint of this backbone, with its '
+            'bare keys or a `prefix`.')
+
+
+def _address(checkpoint: str) -> str:
+    """Where a checkpoint lies, of one that mmengine knows by a name."""
+    scheme, _, name = checkpoint.partition('://')
+    return _KNOWN_BY_NAME.get(scheme, dict)().get(name, checkpoint)
 
 
 @contextlib.contextmanager
@@ -143,7 +167,8 @@ def weights_only(name: str = 'a checkpoint of the config') -> Iterator[None]:
         with torch.serialization.safe_globals(get_torch_safe_globals()):
             yield
     except (UnpicklingError, EOFError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and _BROKEN not in str(error):
+        if isinstance(error,
+                      RuntimeError) and not str(error).startswith(_BROKEN):
             raise
         raise ValueError(
             f'{name} is broken, or holds more than weights, and reading it '

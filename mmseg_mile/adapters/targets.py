@@ -40,8 +40,9 @@ def check_lora_config(lora: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
         raise ValueError('lora.lora_alpha must be > 0, got '
                          f'{alpha!r}')
     dropout = lora.get('lora_dropout', 0.0)
-    if not 0 <= dropout < 1:
-        raise ValueError(f'lora.lora_dropout must be in [0, 1), got {dropout}')
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError('lora.lora_dropout must be in [0, 1), got '
+                         f'{dropout!r}')
     return dict(
         r=lora['r'],
         lora_alpha=alpha,

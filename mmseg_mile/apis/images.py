@@ -133,7 +133,8 @@ def list_sources(inputs: Any, rgb: bool = False) -> List[Source]:
         inputs (Any): A file, a folder (its images, subfolders and links to
             folders included, but nothing hidden; a warning counts files of
             other suffixes), a glob pattern, an array, what this function
-            returned, or a list of these.
+            returned, or a list of these. Of a file of several pages the
+            first one, with a warning.
         rgb (bool): Whether arrays are RGB. Defaults to False: BGR.
 
     Returns:
@@ -171,6 +172,10 @@ def list_sources(inputs: Any, rgb: bool = False) -> List[Source]:
             is_video = entry.suffix.lower() in VIDEO_SUFFIXES
             kind = VideoFile if is_video else ImageSource
             found[index] = kind(printable(Path(name).as_posix()), entry)
+            pages = 1 if is_video else _num_pages(entry)
+            if pages > 1:
+                _warn(f'{printable(entry)} holds {pages} pages or frames, of '
+                      'which the first alone is read: save each as a file')
     return found
 
 
@@ -184,20 +189,22 @@ def check_images(sources: Sequence[Source]) -> None:
         # a pipeline of one's own may read files of other suffixes
         if (isinstance(source, ImageSource) and source.path is not None
                 and source.path.suffix.lower() in IMAGE_SUFFIXES
-                and not _has_reader(source.path)):
+                and not _num_pages(source.path)):
             raise ValueError(
                 f'{printable(source.path)} is no image that OpenCV can read: '
                 'take it out, or skip such files (skip_broken)')
 
 
-def _has_reader(path: Path) -> bool:
-    """Whether OpenCV knows the format of a file."""
+def _num_pages(path: Path) -> int:
+    """Pages, or frames, of an image; 0 if OpenCV does not know its format."""
     try:
         with open(path, 'rb') as file:
             # by its own name, one that is no UTF-8 would end the process
-            return cv2.haveImageReader(f'/dev/fd/{file.fileno()}')
+            name = f'/dev/fd/{file.fileno()}'
+            return max(1,
+                       cv2.imcount(name)) if cv2.haveImageReader(name) else 0
     except OSError:
-        return False
+        return 0
 
 
 def _find_files(entry: Union[str, Path]) -> List[Path]:

@@ -33,6 +33,9 @@ from .library_model import (build_model, change_config, choose_pipeline,
                             config_and_pipelines, known_experts)
 from .predictions import Prediction, PredictionFolder
 
+# In what torch says without a class of its own.
+_NO_MEMORY = ("can't allocate memory", 'not enough memory', 'bad_alloc')
+
 
 class MILEInferencer:
     """Predicts images with the experts of a library.
@@ -173,7 +176,8 @@ class MILEInferencer:
                 Defaults to 1.
             return_vis (bool): Whether to draw overlays. Defaults to False.
             skip_broken (bool): Whether to go on after an image that cannot
-                be read. Defaults to False: an error names it.
+                be read, or predicted in the memory that there is. Defaults
+                to False: an error names it.
             rgb (bool): Whether arrays are RGB. Defaults to False: BGR, as
                 OpenCV reads them.
             expert (str, optional): As for the class. Defaults to that.
@@ -218,8 +222,8 @@ class MILEInferencer:
             rgb (bool): Defaults to False.
             expert (str, optional): Defaults to that of the class.
             broken (dict[str, str], optional): Takes up the reason by the
-                name of each image that cannot be read. Defaults to None:
-                such an image is an error, after all before it came out.
+                name of each image that is skipped. Defaults to None: such
+                an image is an error, after all before it came out.
 
         Yields:
             Prediction: In the order of the inputs.
@@ -285,23 +289,27 @@ class MILEInferencer:
             batch = list(islice(images, batch_size))
             if not batch:
                 return
-            read, loaded, failure = [], [], None
-            for source in batch:
+            # by position in the batch
+            loaded: Dict[int, Dict[str, Any]] = {}
+            errors: Dict[int, ValueError] = {}
+            for index, source in enumerate(batch):
                 try:
-                    loaded.append(self._load(source))
-                    read.append(source)
+                    loaded[index] = self._load(source)
                 except ValueError as error:
+                    errors[index] = error
                     if broken is None:
-                        failure = error
                         break
-                    broken[source.name] = str(error)
-            samples = self._forward(loaded, expert)
-            seconds = (time.perf_counter() - start) / max(1, len(read))
-            for source, sample in zip(read, samples):
-                yield Prediction.from_sample(sample, source, expert
-                                             is not None, seconds), sample
-            if failure is not None:
-                raise failure
+            samples = self._forward(loaded, expert, errors)
+            seconds = (time.perf_counter() - start) / max(1, len(samples))
+            for index, source in enumerate(batch):
+                if index in samples:
+                    sample = samples[index]
+                    yield Prediction.from_sample(sample, source, expert
+                                                 is not None, seconds), sample
+                elif broken is None:
+                    raise errors[index]
+                else:
+                    broken[source.name] = str(errors[index])
 
     def _load(self, source: ImageSource) -> Dict[str, Any]:
         """An image through the pipeline.
@@ -324,11 +332,19 @@ class MILEInferencer:
         data['data_samples'].set_metainfo(dict(img_path=name))
         return data
 
-    def _forward(self, loaded: List[Dict[str, Any]],
-                 expert: Optional[str]) -> List[SegDataSample]:
-        """Predict loaded images, those of one size as a batch."""
+    def _forward(self, loaded: Dict[int, Dict[str,
+                                              Any]], expert: Optional[str],
+                 errors: Dict[int, ValueError]) -> Dict[int, SegDataSample]:
+        """Predict loaded images, those of one size as a batch.
+
+        Args:
+            loaded (dict[int, dict]): By position.
+            expert (str, optional): Predicts all of them.
+            errors (dict[int, ValueError]): Gets those that memory does not
+                suffice for.
+        """
         sizes: Dict[torch.Size, List[int]] = {}
-        for index, data in enumerate(loaded):
+        for index, data in loaded.items():
             sizes.setdefault(data['inputs'].shape, []).append(index)
         samples: Dict[int, SegDataSample] = {}
         forced = self.model.forced(expert) if expert else (
@@ -336,8 +352,36 @@ class MILEInferencer:
         with torch.no_grad(), forced:
             for indices in sizes.values():
                 batch = pseudo_collate([loaded[i] for i in indices])
-                samples.update(zip(indices, self.model.test_step(batch)))
-        return [samples[index] for index in range(len(loaded))]
+                try:
+                    samples.update(zip(indices, self.model.test_step(batch)))
+                except (MemoryError, RuntimeError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    errors.update({
+                        i: _too_large(loaded[i], len(indices))
+                        for i in indices
+                    })
+        return samples
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in _NO_MEMORY)
+
+
+def _too_large(data: Dict[str, Any], num_images: int) -> ValueError:
+    """The error of a loaded image that memory does not suffice for.
+
+    It holds no traceback, which would keep what fills the memory.
+    """
+    height, width = data['inputs'].shape[-2:]
+    fewer = f'lower batch_size, {num_images} here; ' * (num_images > 1)
+    return ValueError(
+        f'{printable(data["data_samples"].img_path)}: memory does not suffice '
+        f'to predict {height} x {width} pixels: {fewer}make it smaller; '
+        'predict in windows, which large networks need less for (cfg_options '
+        'model.test_cfg.mode=slide model.test_cfg.crop_size=[512,512] '
+        'model.test_cfg.stride=[384,384]); or skip it (skip_broken)')
 
 
 def _with_bar(found: Iterable, sources: Sequence[Source]) -> Iterable:
@@ -390,7 +434,8 @@ def infer_images(inferencer: MILEInferencer,
         overwrite (bool): Whether predictions that were made in another way
             may go. Defaults to False.
         skip_broken (bool): Whether to go on after an image that cannot be
-            read. Defaults to False.
+            read, or predicted in the memory that there is. Defaults to
+            False.
 
     Returns:
         InferenceReport: Of the images that were asked for.

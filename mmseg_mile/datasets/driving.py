@@ -201,21 +201,29 @@ class DrivingDataset(BaseSegDataset):
             raise ValueError(
                 f'ann_file {self.ann_file!r} does not exist; leave it out to '
                 'use every frame.')
-        lines = [
-            line.strip() for line in mmengine.list_from_file(
-                self.ann_file, backend_args=self.backend_args)
-        ]
+        try:
+            lines = [
+                line.strip() for line in mmengine.list_from_file(
+                    self.ann_file,
+                    # editors put a mark at the beginning
+                    encoding='utf-8-sig',
+                    backend_args=self.backend_args)
+            ]
+        except UnicodeDecodeError as error:
+            raise ValueError(f'ann_file {self.ann_file!r} is no UTF-8 text '
+                             f'({error}): save it as UTF-8.') from error
         by_tail = frames_by_tail(frames)
         chosen = []
         for line in filter(None, lines):
-            if len(by_tail[line]) != 1:
+            named = by_tail.get(line, [])
+            if len(named) != 1:
                 example = min(by_tail, key=len, default='')
                 raise ValueError(
                     f'ann_file {self.ann_file!r}: {line!r} names '
-                    f'{len(by_tail[line])} frames of split {self.split!r}, '
-                    'but must name one. Write the image path without suffix, '
-                    f'such as {example!r}.')
-            chosen.extend(by_tail[line])
+                    f'{len(named)} frames of split {self.split!r}, but must '
+                    'name one. Write the image path without suffix, such as '
+                    f'{example!r}.')
+            chosen.extend(named)
         return chosen
 
     def list_files(self, folder: str, suffixes: Suffixes) -> Iterable[str]:

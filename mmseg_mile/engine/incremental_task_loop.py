@@ -332,6 +332,15 @@ class IncrementalTaskLoop(BaseLoop):
                 'val_cfg, val_dataloader, val_evaluator and '
                 'CheckpointHook.save_best, and give train_cfg.val_dataloader '
                 'if needed')
+        load_from = self.runner.cfg.get('load_from')
+        if load_from is not None:
+            raise ValueError(
+                f'load_from={load_from!r}: each task begins with a head of '
+                'its own, and what does not fit would be left out. Let the '
+                "backbone start from it: init_cfg=dict(type='Pretrained', "
+                f"checkpoint={load_from!r}, prefix='backbone.') in the "
+                'innermost model.backbone, without prefix for a file of a '
+                'bare backbone')
         for field, template in (('train_dataloader', self.dataloader),
                                 ('train_cfg.val_dataloader',
                                  self.val_dataloader)):
@@ -339,6 +348,13 @@ class IncrementalTaskLoop(BaseLoop):
                 raise ValueError(
                     f'{field}.dataset has no effect: the datasets stand in '
                     'train_cfg.tasks, remove it')
+            sampler = dict(type='DefaultSampler')
+            try:
+                self.runner.build_dataloader(
+                    dict(template, dataset=[0], sampler=sampler), seed=0)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f'{field} makes no loader of images, correct '
+                                 f'its fields: {error}') from error
         if self.checkpoint_interval < 1:
             raise ValueError('train_cfg.checkpoint_interval must be >= 1, got '
                              f'{self.checkpoint_interval}')

@@ -215,6 +215,10 @@ def _build(config: Dict[str, Any], where: str) -> Any:
             f'{_data_roots(config)} and data_prefix; data/README.md shows '
             'the folders, `python tools/make_demo_data.py data/demo` '
             'fabricates a stand-in.') from error
+    except UnicodeDecodeError as error:
+        lists = [leaf.get('ann_file') for leaf in _leaves(config)]
+        raise ValueError(f'{where}: the list of images {lists} is no UTF-8 '
+                         f'text ({error}): save it as UTF-8') from error
     except ValueError as error:
         # what mmengine says of a dataset without any image
         if 'need at least one array to concatenate' in str(error):

@@ -77,8 +77,8 @@ def provenance(cfg: Config) -> Dict[str, Any]:
 
 
 # Fields of a config that results depend on.
-_FIELDS = ('model', 'data_preprocessor', 'load_from', 'train_dataloader',
-           'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr',
+_FIELDS = ('model', 'data_preprocessor', 'train_dataloader', 'train_cfg',
+           'optim_wrapper', 'param_scheduler', 'auto_scale_lr',
            'model_wrapper_cfg', 'sync_bn')
 _LOADER_FIELDS = ('batch_size', 'sampler', 'batch_sampler', 'collate_fn',
                   'drop_last')

@@ -195,11 +195,7 @@ def read_peft_folder(folder: Path, base: Mapping[str, Tensor]) -> PeftAdapter:
             cannot; names the file and the key.
     """
     content = _read_config(folder / ADAPTER_CONFIG)
-    settings = check_lora_config({
-        key: content[key]
-        for key in ('r', 'lora_alpha', 'lora_dropout', 'use_rslora')
-        if key in content
-    })
+    settings = _lora_settings(content, folder / ADAPTER_CONFIG)
     path = folder / ADAPTER
     if not path.is_file():
         raise ValueError(
@@ -359,7 +355,10 @@ def _of_rank(pair: Pair, rank: int, scaling: float) -> Tuple[Tensor, Tensor]:
 
 
 def _read_config(path: Path) -> Dict[str, Any]:
-    """Settings of a LoRA adapter that is ``W + s B A``, and no more."""
+    """Settings of a LoRA adapter that is ``W + s B A``, and no more.
+
+    Fields that are missing or null have PEFT's defaults.
+    """
     try:
         content = json.loads(path.read_bytes().decode())
     except (OSError, ValueError) as error:
@@ -369,23 +368,40 @@ def _read_config(path: Path) -> Dict[str, Any]:
     if not isinstance(content, dict) or content.get('peft_type') != 'LORA':
         raise ValueError(f'{path} is no LoRA adapter: its peft_type must '
                          "be 'LORA'")
-    start = content.get('init_lora_weights', True)
+    # older versions do not write all fields, and some tools write null
+    plain = {
+        f.name: f.default
+        for f in dataclasses.fields(LoraConfig)
+        if f.default is not dataclasses.MISSING
+    }
+    content = {**plain, **{k: v for k, v in content.items() if v is not None}}
+    start = content['init_lora_weights']
     if start not in _STARTS:
         raise ValueError(
             f'{path}: init_lora_weights={start!r} changes the base\'s '
             'weights, so the adapter fits no other base: save it with '
             'path_initial_model_for_weight_conversion, which turns it into '
             'a plain one')
-    if content.get('bias', 'none') != 'none':
+    if content['bias'] != 'none':
         raise ValueError(f'{path}: bias={content["bias"]!r}: an expert has no '
                          "biases of its own; train with bias='none'")
-    plain = {f.name: f.default for f in dataclasses.fields(LoraConfig)}
     for key, value in content.items():
         if key not in _FREE and value and value != plain.get(key):
             raise ValueError(f'{path}: {key}={value!r} is more than '
                              'W + s B A, which is all that an expert can '
                              'hold: train a plain LoRA adapter')
     return content
+
+
+def _lora_settings(config: Mapping[str, Any], path: Path) -> Dict[str, Any]:
+    """Checked settings of a config, whose errors name its path."""
+    try:
+        return check_lora_config({
+            key: config[key]
+            for key in ('r', 'lora_alpha', 'lora_dropout', 'use_rslora')
+        })
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def _scaling(content: Mapping[str, Any], settings: Mapping[str, Any],
@@ -409,7 +425,7 @@ def _scaling(content: Mapping[str, Any], settings: Mapping[str, Any],
         raise ValueError(f'{path} has tensors of rank {rank} for {module!r}, '
                          f'{ADAPTER_CONFIG} says {own["r"]}: the two files '
                          'do not belong together')
-    return lora_scaling(own)
+    return lora_scaling(_lora_settings(own, path.with_name(ADAPTER_CONFIG)))
 
 
 def _prefix(stored: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from mmseg.registry import MODELS
+from mmseg_mile.adapters.base_weights import checked_loading
 from mmseg_mile.gates.base_gate import BaseGate
 from mmseg_mile.structures import Task
 from .prediction import CoarseEncoderDecoder
@@ -162,6 +163,16 @@ class ContinualSegmentor(CoarseEncoderDecoder):
         self.to(memory_format=self._memory_format)
         self.classes: Tuple[str, ...] = ()
         self.palette: Tuple[Tuple[int, ...], ...] = ()
+
+    def init_weights(self) -> None:
+        """Load or draw the weights.
+
+        Raises:
+            ValueError: If the backbone's checkpoint cannot be loaded, or does
+                not fit, see :func:`checked_loading`.
+        """
+        with checked_loading(self.backbone):
+            super().init_weights()
 
     # -- learning --------------------------------------------------------
 

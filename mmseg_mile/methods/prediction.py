@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from itertools import product
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import torch
 from mmengine.structures import PixelData
@@ -26,6 +26,8 @@ _STRIP_VALUES = 1 << 23
 # Pixels per forward on a CPU: features of more than a 512x512 image leave the
 # caches, and a batch of them takes longer than its images one by one.
 _CPU_PIXELS = 1 << 18
+_TEST_FIELDS: Dict[Any, Set[str]] = dict(
+    whole=set(), slide={'crop_size', 'stride'})
 _DTYPES = ('float32', 'bfloat16', 'float16')
 # Axes of (C, H, W) logits that mmcv's ``RandomFlip`` turned around.
 _FLIPPED_AXES = dict(horizontal=(2, ), vertical=(1, ), diagonal=(1, 2))
@@ -48,7 +50,8 @@ class CoarseEncoderDecoder(EncoderDecoder):
             under autocast. Defaults to 'float32'.
 
     Raises:
-        ValueError: If ``predict_dtype`` is unknown.
+        ValueError: If ``predict_dtype`` or the mode of ``test_cfg`` is
+            unknown, or the mode lacks a size.
     """
 
     def __init__(self,
@@ -57,6 +60,13 @@ class CoarseEncoderDecoder(EncoderDecoder):
                  predict_dtype: str = 'float32',
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        test_cfg = dict(self.test_cfg or dict(mode='whole'))
+        needed = _TEST_FIELDS.get(test_cfg.get('mode'))
+        if needed is None or needed - set(test_cfg):
+            raise ValueError(
+                "model.test_cfg must be dict(mode='whole') or dict("
+                "mode='slide', crop_size=(height, width), stride=(height, "
+                f'width)), got {test_cfg}')
         if predict_dtype not in _DTYPES:
             raise ValueError(f'model.predict_dtype must be one of {_DTYPES}, '
                              f'got {predict_dtype!r}')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -249,6 +250,44 @@ def test_cut_checkpoint_is_refused_by_name(make, checkpoint, length):
         pretrained(make, init_cfg)
 
 
-def test_missing_checkpoint_is_refused_by_name(make):
-    with pytest.raises(FileNotFoundError, match='none.pth'):
-        pretrained(make, dict(type='Pretrained', checkpoint='none.pth'))
+@pytest.mark.parametrize('name, advice', [
+    ('none.pth', "'none.pth' cannot .*not be found.*: name a file .*--pretr"),
+    ('https://host/a.pth', r'no network.*download https://host/a.pth else.*'),
+    ('mmcls://nothing', r"'mmcls://nothing' cannot be loaded \('nothing'\)"),
+    ('mmcls://mobilenet_v2',
+     r"'mmcls://mob.*no network.*download https://.*/mobilenet_v2.*\.pth else"
+     ),
+])
+def test_checkpoint_that_is_not_there_is_named(make, monkeypatch, name,
+                                               advice):
+
+    def fetch(url, **kwargs):
+        raise URLError('no network')
+
+    monkeypatch.setattr('mmengine.runner.checkpoint.load_url', fetch)
+    with pytest.raises(ValueError, match=advice):
+        pretrained(make, dict(type='Pretrained', checkpoint=name))
+
+
+def test_prefix_that_the_checkpoint_lacks_is_named(make, checkpoint):
+    init_cfg = dict(checkpoint()[1], prefix='backbone.')
+    with pytest.raises(ValueError, match=r'base.pth.*\(backbone. is not in'):
+        pretrained(make, init_cfg)
+
+
+def test_checkpoint_fits_the_backbone_of_a_baseline(resnet, checkpoint):
+    state, init_cfg = checkpoint()
+    config = dict(
+        type='FineTuneSegmentor',
+        backbone=dict(resnet, init_cfg=init_cfg),
+        decode_head=dict(
+            type='FCNHead',
+            in_channels=resnet['base_channels'] * 8,
+            channels=8,
+            num_classes=2))
+    model = MODELS.build(config)
+    model.init_weights()
+    assert fingerprint(model.backbone.state_dict()) == fingerprint(state)
+    checkpoint(lambda state: state.pop('layer1.0.conv1.weight'))
+    with pytest.raises(ValueError, match='lacks 1 weights.*layer1.0.conv1'):
+        MODELS.build(config).init_weights()

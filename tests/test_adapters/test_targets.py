@@ -65,6 +65,7 @@ def test_arguments_for_peft_come_without_the_targets():
     (dict(lora_alpha='8'), "lora.lora_alpha must be > 0, got '8'"),
     (dict(lora_dropout=1.0), r'lora.lora_dropout must be in \[0, 1\)'),
     (dict(lora_dropout=-0.1), 'lora.lora_dropout .* got -0.1'),
+    (dict(lora_dropout=None), 'lora.lora_dropout .* got None'),
 ])  # yapf: disable
 def test_wrong_setting_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.logging import MMLogger
+from PIL import Image
 
 from mmseg_mile.apis.images import (ImageSource, VideoFile, check_images,
                                     list_sources)
@@ -96,6 +97,19 @@ def test_files_of_other_suffixes_are_counted(folder, warned, pattern):
     assert f'{folder / pattern}: ' in line
     assert line.endswith(': 2 .heic, 1 .txt, 1 without suffix')
     names(folder / '*.png')
+    assert len(warned()) == 1
+
+
+@pytest.mark.parametrize('suffix', ['.tif', '.webp'])
+def test_pages_that_are_not_read_are_told(folder, warned, suffix):
+    first, *others = [Image.new('RGB', (6, 4), c) for c in ('red', 'blue')]
+    path = folder / os.fsdecode(b'stack\xdf' + suffix.encode())
+    first.save(path, save_all=True, append_images=others)
+    sources = list_sources([folder / 'b.png', path])
+    line, = warned()
+    assert f'stack\\xdf{suffix} holds 2 pages or frames, of which' in line
+    # once is enough
+    list_sources(sources)
     assert len(warned()) == 1
 
 

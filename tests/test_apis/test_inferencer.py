@@ -8,6 +8,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from mmengine.config import Config
 from tiny import label_map, loop_predictions
@@ -186,6 +187,40 @@ def test_broken_image_stops_before_anything_is_predicted(
     monkeypatch.setattr(inferencer.model, 'test_step', None)
     with pytest.raises(ValueError, match='1.png is no image'):
         inferencer(folder)
+
+
+@pytest.mark.parametrize('exhaust', [
+    lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50)
+])  # yapf: disable
+def test_image_too_large_for_the_memory_is_named(build, made, monkeypatch,
+                                                 exhaust):
+    inferencer = build()
+    predict = inferencer.model.test_step
+
+    def step(batch):
+        if any('1.png' in s.img_path for s in batch['data_samples']):
+            exhaust()
+        return predict(batch)
+
+    monkeypatch.setattr(inferencer.model, 'test_step', step)
+    found = inferencer(made.images(), skip_broken=True)
+    assert [p.name for p in found['predictions']] == ['0.png', '2.png']
+    assert list(found['broken']) == ['1.png']
+    stream = inferencer.stream(made.images())
+    assert next(stream).name == '0.png'
+    with pytest.raises(
+            ValueError, match='1.png: memory .* pixels: make .*mode=slide'):
+        next(stream)
+    with pytest.raises(ValueError, match='0.png: .* lower batch_size, 3 here'):
+        inferencer(made.images(), batch_size=3)
+
+
+def test_other_errors_of_the_model_pass_through(build, made, monkeypatch):
+    inferencer = build()
+    monkeypatch.setattr(inferencer.model, 'test_step',
+                        lambda batch: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match='inconsistent tensor size'):
+        inferencer(made.images(), skip_broken=True)
 
 
 def test_nothing_is_read_before_it_is_needed(build, made, tmp_path):

@@ -110,7 +110,9 @@ def test_indices_choose_frames(root, pairs_of):
 
 
 def test_ann_file_chooses_frames_in_its_order(root, tmp_path, pairs_of):
-    (tmp_path / 'few.txt').write_text('ulm/ulm_2\nulm_0\n')
+    # as editors of Windows save UTF-8
+    text = '\ufeffulm/ulm_2\r\nulm_0\r\n'
+    (tmp_path / 'few.txt').write_bytes(text.encode())
     images = [image for image, _ in pairs_of(build(root, ann_file='few.txt'))]
     assert images == ['ulm_2_leftImg8bit.png', 'ulm_0_leftImg8bit.png']
 
@@ -122,8 +124,15 @@ def test_ann_file_rescues_partly_labelled_data(root, tmp_path):
 
 
 def test_ann_file_with_unknown_frame_is_rejected(root, tmp_path):
-    (tmp_path / 'few.txt').write_text('ulm_7\n')
-    with pytest.raises(ValueError, match="'ulm_7' names 0 frames"):
+    (tmp_path / 'few.txt').write_text('# x\nulm_7\n')
+    with pytest.raises(
+            ValueError, match="'# x' names 0 frames .* such as 'ulm_[012]'"):
+        build(root, ann_file='few.txt')
+
+
+def test_ann_file_that_is_no_utf_8_is_named(root, tmp_path):
+    (tmp_path / 'few.txt').write_text('ulm_0\n', encoding='utf-16')
+    with pytest.raises(ValueError, match='few.txt.* no UTF-8 text .*save'):
         build(root, ann_file='few.txt')
 
 

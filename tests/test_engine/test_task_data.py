@@ -99,6 +99,11 @@ def entry(key, value):
     return lambda root, task: task.update({key: value})
 
 
+def listed_in_utf_16(root, task):
+    (root / 'day/few.txt').write_text('1\n', encoding='utf-16')
+    task['train_dataset']['ann_file'] = 'few.txt'
+
+
 def wrapped_without_folder(root, task):
     task['train_dataset'] = dict(
         type='ConcatDataset', datasets=[task['train_dataset']])
@@ -162,8 +167,10 @@ CONFIGS = {
     'argument misspelt': (field('img_sufix', '.png'), "argument 'img_sufix'"),
     'suffix that matches nothing': (field('img_suffix',
                                           '.jpg'), "of task 'day' is empty"),
-    'list of images that is missing':
-    (field('ann_file', 'train.txt'), "train_dataset of task 'day' cannot"),
+    'list of images that is missing': (field('ann_file', 'train.txt'),
+                                       "train_dataset of task 'day' cannot"),
+    'list of images in UTF-16':
+    (listed_in_utf_16, r"train_dataset of task 'day'.*few.txt.* no UTF-8"),
     'driving dataset that is missing':
     (entry('val_dataset',
            dict(type='IDDLiteDataset', data_root='idd_lite', split='val')),

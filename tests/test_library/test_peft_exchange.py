@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -163,6 +164,32 @@ def test_settings_version_and_base_are_told(saved, read, config, base):
     assert adapter.base_fingerprint == base
 
 
+@pytest.mark.parametrize('value', [(), (None, )], ids=['missing', 'null'])
+def test_fields_without_a_value_have_the_defaults_of_peft(
+        saved, read, tmp_path, value):
+    saved(r=8, lora_alpha=8)
+    wanted = read()
+    path = tmp_path / 'adapter_config.json'
+    kept = {
+        key: item
+        for key, item in json.loads(path.read_text()).items()
+        if key in ('peft_type', 'target_modules')
+    }
+    absent = {field.name for field in fields(LoraConfig)} - set(kept)
+    path.write_text(
+        json.dumps({
+            **kept,
+            **{
+                k: v
+                for v in value
+                for k in absent
+            }
+        }))
+    found = read()
+    assert found.config == wanted.config == dict(LORA, r=8, lora_alpha=8)
+    assert set(found.lora) == set(wanted.lora)
+
+
 def test_half_precision_is_read_as_peft_loads_it(saved, read, tmp_path):
     saved()
     path = tmp_path / 'adapter_model.safetensors'
@@ -201,7 +228,10 @@ ZERO = torch.zeros(2, 2)
     (dict(config=dict(bias='all')), "bias='all'"),
     (dict(config=dict(peft_type='LOHA')), 'is no LoRA adapter'),
     (dict(config=dict(peft_type=None)), 'is no LoRA adapter'),
-    (dict(config=dict(r=0)), 'integer >= 1, got 0'),
+    (dict(config=dict(r=0)), 'adapter_config.json.*integer >= 1, got 0'),
+    (dict(config=dict(lora_dropout='x')), "config.json: .*dropout .* got 'x'"),
+    (dict(config=dict(alpha_pattern={'fc': None})),
+     'adapter_config.json: lora.lora_alpha must be > 0, got None'),
     (dict(config=dict(r=3)), "rank 2 for '.*fc', adapter_config.json says 3"),
     (dict(tensors={KEY + 'fc.lora_magnitude_vector': ZERO}), 'no factor of'),
     (dict(tensors={KEY + 'emb.lora_embedding_A': ZERO}), 'no factor of a lin'),

@@ -177,9 +177,14 @@ def test_logits_are_kept_only_where_that_is_asked_for(build):
         assert torch.equal(sample.pred_sem_seg.data, wanted.pred_sem_seg.data)
 
 
-def test_unknown_mode_is_refused(build):
-    with pytest.raises(AssertionError, match='but got tiles'):
-        build(dict(mode='tiles')).predict(torch.randn(1, 3, *SIZE))
+@pytest.mark.parametrize('test_cfg', [
+    dict(mode='tiles'),
+    dict(mode='slide'),
+    dict(mode='slide', crop_size=(8, 8))
+])
+def test_mode_that_does_not_exist_or_lacks_sizes_is_refused(build, test_cfg):
+    with pytest.raises(ValueError, match='test_cfg must be .*, got {.mode.'):
+        build(test_cfg)
 
 
 # -- precision ---------------------------------------------------------------

@@ -176,6 +176,9 @@ def test_heatnet_other_order_of_names_is_warned_of(tmp_path, put_array):
     names.write_text('__ignore__\n_background_\nroad\nsidewalk\n')
     with pytest.warns(UserWarning, match="'__ignore__' instead of 'road'"):
         load('heatnet').main([str(tmp_path)])
+    names.write_text('road\nsidewalk\n', encoding='utf-16')
+    with pytest.warns(UserWarning, match="class_names.* instead of 'road'"):
+        load('heatnet').main([str(tmp_path)])
 
 
 def test_heatnet_own_names_raise_no_warning(tmp_path, put_array, recwarn):

@@ -63,7 +63,8 @@ def convert(path: str) -> None:
 
 def warn_of_other_names(path: Path) -> None:
     """Compare ``class_names.txt``, line by line, with the ids taken."""
-    lines = path.read_text(encoding='utf-8').lower().split('\n')
+    text = path.read_text(encoding='utf-8-sig', errors='replace')
+    lines = text.lower().split('\n')
     lines = [line.strip() for line in lines if line.strip()]
     differ = [
         f'{index}: {line!r} instead of {name!r}'

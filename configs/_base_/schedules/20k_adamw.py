@@ -3,7 +3,6 @@
 train_dataloader = dict(
     batch_size=2,
     num_workers=2,
-    persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True))
 optim_wrapper = dict(
     type='OptimWrapper',

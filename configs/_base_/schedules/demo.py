@@ -2,7 +2,6 @@
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True))
 optim_wrapper = dict(
     type='OptimWrapper',
