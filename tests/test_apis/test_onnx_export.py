@@ -161,7 +161,10 @@ def export(pristine, tmp_path_factory, quick):
     def call(kind, experts, **settings):
         library = pristine(kind)
         tasks = [dict(tiny_task('day'), name=name) for name in MIXTURE]
-        cfg = Config(dict(model=library.config, train_cfg=dict(tasks=tasks)))
+        cfg = Config(
+            dict(
+                model=copy.deepcopy(library.config),
+                train_cfg=dict(tasks=tasks)))
         # what the model slides is left to the caller
         cfg.model.test_cfg = dict(
             mode='slide', crop_size=(64, 64), stride=(9, 9))

@@ -244,9 +244,21 @@ def test_far_image_is_flagged_and_near_one_is_not(metric):
     assert routing.ood.tolist() == [False, False, True, True]
 
 
-def test_task_of_one_image_flags_nothing():
-    gate = gate_of(dict(a=torch.zeros(1, 2)))
-    assert not route(gate, (1e6, 0.)).ood.any()
+@pytest.mark.parametrize('metric', METRICS)
+def test_task_of_one_image_flags_nothing(metric):
+    tasks = dict(a=torch.ones(1, 2), b=cloud(-30, -30))
+    gate = gate_of(tasks, metric=metric)
+    routing = route(gate, (1e6, 1e6), (1., 1.))
+    assert routing.top_expert(0) == routing.top_expert(1) == 'a'
+    assert not routing.ood.any() and routing.ood_score.isfinite().all()
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis'])
+def test_far_image_is_flagged_by_fewer_images_than_values(metric):
+    tasks = dict(two=torch.randn(2, 8), three=torch.randn(3, 8) + 9)
+    gate = gate_of(tasks, metric=metric)
+    points = torch.tensor([[0.], [9.], [900.]]).expand(3, 8)
+    assert gate.route(points, [None] * 3).ood.tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize('metric', METRICS)

@@ -52,8 +52,10 @@ def test_weights_are_shares_of_the_nearest_experts(gate, tasks, images):
 @bounded
 @given(gate=gates, tasks=tasks, images=embeddings())
 def test_distances_are_finite_and_not_negative(gate, tasks, images):
-    distances = fitted(gate, tasks).distances(images)
+    routing = fitted(gate, tasks).route(images, [None] * len(images))
+    distances = routing.distances
     assert distances.isfinite().all() and (distances >= 0).all()
+    assert routing.ood_score.isfinite().all()
 
 
 @bounded
