@@ -226,7 +226,10 @@ def test_far_image_is_flagged_and_near_one_is_not(metric):
 
 def test_task_of_one_image_flags_nothing():
     gate = gate_of(dict(a=torch.zeros(1, 2)))
-    assert not route(gate, (1e6, 0.)).ood.any()
+    routing = route(gate, (1e6, 0.), (0., 0.))
+    assert not routing.ood.any()
+    # nothing was calibrated: no NaN, which JSON has not
+    assert routing.ood_score.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize('metric', METRICS)
