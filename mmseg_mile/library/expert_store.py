@@ -358,6 +358,8 @@ class ExpertStore:
     def save(self, expert: Expert) -> None:
         """Write an expert and list it as the newest.
 
+        One of its name is replaced, at the same place in the order.
+
         Raises:
             ValueError: If it belongs to another base than the library, or
                 holds values that are not finite.
@@ -381,7 +383,8 @@ class ExpertStore:
             name (str): The expert; an older one of this name is replaced.
             write (Callable): Gets an empty folder and fills it.
             instead_of (str, optional): Expert that goes, and whose place in
-                the order the new one takes. Defaults to None: it comes last.
+                the order the new one takes. Defaults to None: that of an
+                older one of this name, or else the last.
 
         Raises:
             OSError: If the disk is full or fails; the library stays whole.
@@ -393,10 +396,11 @@ class ExpertStore:
             with new_folder(_hidden(folder, 'new')) as fresh:
                 write(fresh)
             checksum = sha256(_hidden(folder, 'new') / RECORD)
-            # it may take the place of another one, else it comes last
+            place = name if instead_of is None else instead_of
             experts = {
-                name if known == instead_of else known: old
-                for known, old in index.experts.items() if known != name
+                name if known == place else known: old
+                for known, old in index.experts.items()
+                if known == place or known != name
             }
             experts[name] = checksum
             if instead_of is not None:

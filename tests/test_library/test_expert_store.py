@@ -103,13 +103,14 @@ def test_base_comes_back_with_its_fingerprint(tmp_path):
     assert torch.equal(loaded['a'], state['a']) and fingerprint == 'f' * 64
 
 
-def test_order_is_that_of_learning_and_the_newest_comes_last(store, make):
+def test_newest_expert_comes_last_and_a_replaced_one_keeps_its_place(
+        store, make):
     assert ExpertStore(store.root / 'new').names == []
     assert ExpertStore(store.root / 'new').open([]) == []
     store.save(make('a first in the alphabet'))
     again = make('day')
     store.save(again)
-    assert store.names == ['night', 'a first in the alphabet', 'day']
+    assert store.names == ['day', 'night', 'a first in the alphabet']
     assert_equal(store.load('day'), again)
     assert [e.name for e in store.open(['day', 'night'])] == ['day', 'night']
 

@@ -483,11 +483,7 @@ class _Predictions:
             for name, weight in routing.mixture(index).items()
         }
         if not mixture:
-            first = self._model.expert_names[0]
-            head = routing.top_expert(index)
-            if (self._model.backbone.base_training == 'first_task'
-                    and first in routing.expert_names):
-                head = first
+            head = self._model.base_head(routing, index)
         elif method.fusion == 'adapters':
             distances = dict(
                 zip(routing.expert_names, routing.distances[index].tolist()))

@@ -70,9 +70,11 @@ class ExpertSegmentor(ContinualSegmentor):
         ood_policy (str): What becomes of an image that the gate flags.
             'nearest': what the gate says; 'fuse': the nearest experts
             predict one by one, as by ``fusion='logits'``, with the weights
-            of :func:`nearest_weights`; 'base': it gets no expert;
-            'abstain': it gets no prediction, its label map is 255
-            throughout. Defaults to 'nearest'.
+            of :func:`nearest_weights`; 'base': it gets no expert, and the
+            head that was trained with the base, or that of the nearest
+            expert where none is loaded that was; 'abstain': it gets no
+            prediction, its label map is 255 throughout. Defaults to
+            'nearest'.
         child_averaging (float, optional): Temperature T at which the
             children of an expert, those that started from it, are mixed in
             where the gate chooses it alone, see :func:`child_weights`.
@@ -165,6 +167,7 @@ class ExpertSegmentor(ContinualSegmentor):
         self.set_decode_head(head, task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
         if first and self.backbone.base_training == 'first_task':
+            self.origins[task.name]['trained_base'] = True
             self.backbone.train_base()
         else:
             self.backbone.train_expert(task.name)
@@ -352,7 +355,7 @@ class ExpertSegmentor(ContinualSegmentor):
     def _routing_info(self, routing: Routing, index: int) -> Dict[str, Any]:
         """Metainfo of the prediction for one image of a batch."""
         mixture = routing.mixture(index)
-        head_expert = heaviest(mixture) if mixture else self._base_head(
+        head_expert = heaviest(mixture) if mixture else self.base_head(
             routing, index)
         classes, palette = self.heads.labels(head_expert)
         distances = routing.distances[index].tolist()
@@ -368,13 +371,11 @@ class ExpertSegmentor(ContinualSegmentor):
             ood_score=None if score is None else float(score[index]),
             abstained=abstains is not None and bool(abstains[index]))
 
-    def _base_head(self, routing: Routing, index: int) -> str:
+    def base_head(self, routing: Routing, index: int) -> str:
         """The expert whose head the base gets for an image."""
-        first = self.expert_names[0]
-        if (self.backbone.base_training == 'first_task'
-                and first in routing.expert_names):
-            # its head was trained with the base itself
-            return first
+        for name in routing.expert_names:
+            if self.origins[name].get('trained_base'):
+                return name
         return routing.top_expert(index)
 
     def predict_mixture(self,

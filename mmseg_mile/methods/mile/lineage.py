@@ -71,12 +71,13 @@ def check_start(task: Task, init_from: str, earlier: Sequence[str],
 
 
 def origin_of(expert: Expert) -> Dict[str, Any]:
-    """The facts of an expert's record that :func:`children` asks for.
+    """The facts of an expert's record that a model goes by.
 
-    ``started_from``, checksums of its parents by name, {} if it says none,
-    and ``weights_sha256``, its own.
+    ``started_from``, checksums of its parents by name, {} if it says none;
+    ``weights_sha256``, its own; ``trained_base``, True if the base was
+    trained with it.
     """
-    known = ('started_from', 'weights_sha256')
+    known = ('started_from', 'weights_sha256', 'trained_base')
     facts = {k: v for k, v in expert.provenance.items() if k in known}
     return dict(dict(started_from={}), **facts)
 
