@@ -192,17 +192,18 @@ class ExpertSegmentor(ContinualSegmentor):
             ValueError: If the expert is of another base, or its adapter is
                 not what the config would train.
         """
-        self.backbone.load_experts([expert])
-        self.backbone.check_settings(task.name)
-        self.heads.add(expert, self.device)
+        with self._all_or_nothing():
+            self.backbone.load_experts([expert])
+            self.backbone.check_settings(task.name)
+            self.heads.add(expert, self.device)
+            self._fit_gate(task, loader)
         self.origins[task.name] = origin_of(expert)
-        self._fit_gate(task, loader)
 
     def _fit_gate(self, task: Task, loader: Iterable[dict]) -> None:
         if self._embeddings is None and self.gate.needs_embeddings:
             self._embed_task(loader)
-        self.gate.fit(task.name, self._embeddings)
-        self._embeddings = None
+        embeddings, self._embeddings = self._embeddings, None
+        self.gate.fit(task.name, embeddings)
 
     def _embed_task(self, loader: Iterable[dict]) -> Tensor:
         # a start from the nearest asks for what the gate learns from later
@@ -444,14 +445,32 @@ class ExpertSegmentor(ContinualSegmentor):
         """Make experts routable; stored ones are read when first used.
 
         Raises:
-            ValueError: If one belongs to another base or does not fit.
+            ValueError: If one belongs to another base or does not fit; then
+                none is taken over.
         """
-        self.backbone.load_experts(experts)
-        for expert in experts:
-            self.heads.add(expert, self.device)
-            self.origins[expert.name] = origin_of(expert)
-            self.gate.load_state(expert.name,
-                                 expert.parts.get('prototypes', {}))
+        with self._all_or_nothing():
+            self.backbone.load_experts(experts)
+            for expert in experts:
+                self.heads.add(expert, self.device)
+                self.gate.load_state(expert.name,
+                                     expert.parts.get('prototypes', {}))
+        self.origins.update({e.name: origin_of(e) for e in experts})
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Keep the experts that there are, if the block does not end well."""
+        adapters = self.backbone.experts
+        owners = (adapters, adapters.cache, self.heads, self.gate)
+        before = [{
+            key: value.copy() if isinstance(value, dict) else value
+            for key, value in vars(owner).items()
+        } for owner in owners]
+        try:
+            yield
+        except BaseException:
+            for owner, values in zip(owners, before):
+                vars(owner).update(values)
+            raise
 
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
@@ -470,9 +489,10 @@ class ExpertSegmentor(ContinualSegmentor):
         """Read the tasks' experts, and with the first ones the base."""
         if tasks:
             store = ExpertStore(folder)
+            experts = store.open_tasks(tasks)
             if not self.expert_names:
                 self.backbone.load_base(*store.load_base())
-            self.import_experts(store.open_tasks(tasks))
+            self.import_experts(experts)
 
     def expert_costs(self, folder: Path) -> List[Dict[str, Any]]:
         """See :meth:`ContinualSegmentor.expert_costs`."""
