@@ -109,11 +109,11 @@ class LoRAInjection:
             for key, parameter in self._parameters():
                 parameter.copy_(adapter.lora[key])
         for swap in self._norm:
-            if f'{swap.name}.weight' in adapter.norm:
-                swap.replacement.load_state_dict({
-                    key: adapter.norm[f'{swap.name}.{key}']
-                    for key in swap.replacement.state_dict()
-                })  # yapf: disable
+            swap.replacement.load_state_dict({
+                key:
+                adapter.norm.get(f'{swap.name}.{key}', own)
+                for key, own in swap.replacement.state_dict().items()
+            })
 
     def enable_gradients(self) -> None:
         """Let every value train, in a backbone's ``frozen_stages`` too."""

@@ -289,7 +289,7 @@ class PredictionFolder:
             overlay=picture)
         self.lines.setdefault(source, []).append(line)
         with open(self.root / LINES, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(line) + '\n')
+            file.write(json.dumps(line, allow_nan=False) + '\n')
 
     def _is_done(self, source: Source) -> bool:
         if source.name not in self.lines or source.path is None:

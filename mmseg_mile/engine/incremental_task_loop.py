@@ -38,8 +38,9 @@ class IncrementalTaskLoop(BaseLoop):
     The work directory gets ``library/`` (what the tasks left behind),
     ``tasks/`` (a checkpoint folder each) and ``results.json``. With
     ``--resume`` a run that was stopped, at whatever moment, goes on from
-    there and ends as if it had not been. A config with more tasks at its end
-    extends the stream.
+    there and ends as if it had not been: on CPUs to the byte, on GPUs, whose
+    kernels may add in any order, up to rounding. A config with more tasks at
+    its end extends the stream.
 
     Args:
         runner (Runner): The runner.
@@ -53,7 +54,8 @@ class IncrementalTaskLoop(BaseLoop):
         data_root (str): Joined with every dataset's relative ``data_root``.
             Defaults to 'data/'.
         val_dataloader (dict, optional): Template of the loaders that
-            evaluate and fit prototypes. Defaults to one image at a time.
+            evaluate and fit prototypes. Defaults to one image at a time,
+            read by as many workers as ``train_dataloader`` has.
         max_prototype_images (int): Training images per task that the gate
             sees. Defaults to 1000.
         cross_experts (bool): Whether to force every expert on every task
@@ -100,7 +102,7 @@ class IncrementalTaskLoop(BaseLoop):
         self._runner = runner
         self.dataloader = dataloader
         self.val_dataloader = val_dataloader or dict(
-            batch_size=1, num_workers=0)
+            batch_size=1, num_workers=dataloader.get('num_workers', 0))
         self.data_root = data_root
         self.max_prototype_images = max_prototype_images
         self.cross_experts = cross_experts

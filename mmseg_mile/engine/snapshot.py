@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random state, and snapshots that training goes on from bit by bit."""
+"""Random state, and snapshots that training goes on from."""
 from __future__ import annotations
 
 import contextlib
@@ -124,8 +124,9 @@ class TaskSnapshot:
     """State of a task's training so far, in one file without pickle.
 
     Trainable parameters, all buffers, optimizer, schedulers and the random
-    state of every process. What is frozen is known without it. An older
-    snapshot stays until the new one is complete.
+    state of every process, bit by bit; what follows is bit by bit the same
+    on CPUs. What is frozen is known without it. An older snapshot stays
+    until the new one is complete.
 
     Args:
         folder (Path): Of the task.
@@ -153,7 +154,9 @@ class TaskSnapshot:
             FloatingPointError: If a value is NaN or infinite. The earlier
                 snapshot is kept.
         """
-        own = dict(random=random_state(), buffers=dict(model.named_buffers()))
+        # others would unpickle tensors of a GPU onto this process's GPU
+        buffers = {n: b.cpu() for n, b in model.named_buffers()}
+        own = dict(random=random_state(), buffers=buffers)
         tensors: TensorDict = {}
         state = pack(
             dict(

@@ -361,12 +361,18 @@ class RowCache:
 
     def score(self, task: Task, evaluate: Callable[[Task],
                                                    TaskScore]) -> TaskScore:
-        """The kept score of a task, or else a new one."""
+        """The kept score of a task, or else a new one.
+
+        The main process says which: when others look, it may have removed
+        the folder already.
+        """
         path = self.folder / f'{task.name}.json'
-        if path.exists():
-            kept = read_json(path)
-            if kept['row'] == self.row:
-                return TaskScore.from_document(task, kept['score'])
+        kept: List[Any] = [None]
+        if is_main_process() and path.exists():
+            kept = [read_json(path)]
+        broadcast_object_list(kept)
+        if kept[0] and kept[0]['row'] == self.row:
+            return TaskScore.from_document(task, kept[0]['score'])
         score = evaluate(task)
         if is_main_process():
             write_json(path, dict(row=self.row, score=score.to_document()))

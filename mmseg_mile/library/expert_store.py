@@ -358,6 +358,8 @@ class ExpertStore:
     def save(self, expert: Expert) -> None:
         """Write an expert and list it as the newest.
 
+        One of its name is replaced, at the same place in the order.
+
         Raises:
             ValueError: If it belongs to another base than the library, or
                 holds values that are not finite.
@@ -381,7 +383,8 @@ class ExpertStore:
             name (str): The expert; an older one of this name is replaced.
             write (Callable): Gets an empty folder and fills it.
             instead_of (str, optional): Expert that goes, and whose place in
-                the order the new one takes. Defaults to None: it comes last.
+                the order the new one takes. Defaults to None: that of an
+                older one of this name, or else the last.
 
         Raises:
             OSError: If the disk is full or fails; the library stays whole.
@@ -393,10 +396,11 @@ class ExpertStore:
             with new_folder(_hidden(folder, 'new')) as fresh:
                 write(fresh)
             checksum = sha256(_hidden(folder, 'new') / RECORD)
-            # it may take the place of another one, else it comes last
+            place = name if instead_of is None else instead_of
             experts = {
-                name if known == instead_of else known: old
-                for known, old in index.experts.items() if known != name
+                name if known == place else known: old
+                for known, old in index.experts.items()
+                if known == place or known != name
             }
             experts[name] = checksum
             if instead_of is not None:
@@ -439,10 +443,18 @@ class ExpertStore:
         if not names:
             return []
         index = self.index
-        if any(self._whole_but_hidden(name, index) for name in names):
-            with locked(self.root):
-                index = self.index
-                self._clean_up(index)
+        try:
+            return self._open(names, index)
+        except (ValueError, FileNotFoundError):
+            # unless a writer is at work, or was killed
+            if not os.access(self.root, os.W_OK):
+                raise
+        with locked(self.root):
+            self._clean_up(self.index)
+            return self._open(names, self.index)
+
+    def _open(self, names: Sequence[str],
+              index: LibraryIndex) -> List[StoredExpert]:
         self._require(names, index)
         return [
             StoredExpert(self._folder(name), index.experts[name])
@@ -488,27 +500,20 @@ class ExpertStore:
         shutil.rmtree(old, ignore_errors=True)
         os.replace(self._folder(name), old)
 
-    def _whole_but_hidden(self, name: str,
-                          index: LibraryIndex) -> Optional[Path]:
-        """Where an expert lies that a killed writer has not put in place."""
-        for ending in ('new', 'old'):
-            folder = _hidden(self._folder(name), ending)
-            record = folder / RECORD
-            if record.is_file() and sha256(record) == index.experts.get(name):
-                return folder
-        return None
-
     def _clean_up(self, index: LibraryIndex) -> None:
         """Finish what a writer began, this one or one that was killed.
 
         A hidden folder whose record is listed is the expert's and takes its
         place; every other unfinished file or folder goes.
         """
-        for name in index.experts:
-            whole = self._whole_but_hidden(name, index)
-            if whole is not None:
-                shutil.rmtree(self._folder(name), ignore_errors=True)
-                os.replace(whole, self._folder(name))
+        for name, checksum in index.experts.items():
+            folder = self._folder(name)
+            for hidden in (_hidden(folder, 'new'), _hidden(folder, 'old')):
+                record = hidden / RECORD
+                if record.is_file() and sha256(record) == checksum:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.replace(hidden, folder)
+                    break
         for path in self.root.glob('.*'):
             if path.suffix in ('.new', '.old'):
                 shutil.rmtree(path)

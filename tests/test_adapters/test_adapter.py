@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mmseg_mile.adapters.adapter import (Adapter, AdapterStack, NormStack,
                                          Residual, concatenate_adapters,
@@ -238,6 +239,23 @@ def test_half_precision_is_summed_in_float32():
     assert half['fc.weight'].dtype == torch.half
     torch.testing.assert_close(
         half['fc.weight'].double(), wanted['fc.weight'], rtol=2e-3, atol=2e-3)
+
+
+class MadeTensors(TorchFunctionMode):
+    """Counts tensors made of numbers: each is a copy to a GPU."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func in (Tensor.new_tensor, torch.tensor)
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_become_a_tensor_once_for_all_layers_and_once_for_norms():
+    stack = AdapterStack([adapter(2, norm=True, seed=i) for i in range(3)])
+    with MadeTensors() as made:
+        stack.merge(BASE, [0.5, 0.3, 0.2])
+    assert made.count == 2 < len(LAYERS)
 
 
 def test_memory_is_that_of_factors_and_norms():

@@ -2,6 +2,8 @@
 """Adapters go into a backbone and come out without a trace."""
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -92,8 +94,10 @@ def test_adapter_is_a_copy_under_the_names_of_the_backbone(net):
     assert adapter.norm['norm.weight'].all()
 
 
-def test_values_are_loaded_bit_for_bit(net):
-    other = inject(Net(), train_norm=True)
+@pytest.mark.parametrize('affine', [True, False])
+def test_values_are_loaded_bit_for_bit(net, affine):
+    net.norm = nn.BatchNorm2d(8, affine=affine).eval()
+    other = inject(copy.deepcopy(net), train_norm=True)
     other.owned_norms()[0].running_mean.fill_(3)
     injection = inject(net, train_norm=True)
     injection.load(other.adapter())

@@ -173,8 +173,9 @@ def test_two_images_of_one_stem_do_not_share_a_file(opened, image):
     assert folder.pending([first, second]) == []
 
 
-def test_second_run_knows_what_is_done(opened, image):
-    sources = [image('a.png'), image('b.png')]
+@pytest.mark.parametrize('name', ['a.png', 'a\u2028b\x85c.png', 'a\nb.png'])
+def test_second_run_knows_what_is_done(opened, image, name):
+    sources = [image(name), image('b.png')]
     keep(opened(), sources[0])
     assert opened().pending(sources) == sources[1:]
     assert opened().pending([sources[1]] * 2) == sources[1:]
@@ -204,6 +205,13 @@ def test_half_a_line_of_a_killed_run_is_forgotten(opened, image):
     assert again.pending(sources) == sources[1:]
     keep(again, sources[1])
     assert [line['name'] for line in lines(again)] == ['a.png', 'b.png']
+
+
+def test_number_that_json_has_not_is_not_written(opened, image):
+    folder = opened()
+    with pytest.raises(ValueError, match='not JSON compliant'):
+        keep(folder, image('a.png'), ood_score=math.nan)
+    assert opened().lines == {}
 
 
 def test_other_settings_are_refused_and_named(opened):

@@ -307,6 +307,15 @@ def test_tasks_are_learned_in_the_order_that_is_asked_for(
         restore(tiny_config(mine, ('night', 'infrared'), resume=True))
 
 
+def test_images_are_evaluated_by_as_many_workers_as_train(
+        tiny_config, tmp_path, quick):
+    cfg = tiny_config(tmp_path, train_dataloader__num_workers=2)
+    with quick():
+        loop = Runner.from_cfg(cfg).train_loop
+        loader = loop._val_loader(loop.tasks[0])
+    assert (loader.batch_size, loader.num_workers) == (1, 2)
+
+
 # -- refused before anything is trained ---------------------------------------
 
 LOADER = dict(batch_size=1, dataset=dict(type='x'))

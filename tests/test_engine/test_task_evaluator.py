@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from mmseg.structures import SegDataSample
-from mmseg_mile.engine import task_evaluator
+from mmseg_mile.engine import task_evaluator, work_dir
 from mmseg_mile.engine.task_evaluator import (ImageLog, TaskScore, count_macs,
                                               cross_expert_scores,
                                               evaluate_forced, evaluate_task,
@@ -280,11 +280,11 @@ def test_any_file_name_can_be_logged(tmp_path, name, logged):
 # -- a row in progress --------------------------------------------------------
 
 
+def never(task):
+    raise AssertionError(f'{task.name} was evaluated again')
+
+
 def test_kept_score_is_not_evaluated_again(evaluate, tmp_path):
-
-    def never(task):
-        raise AssertionError(f'{task.name} was evaluated again')
-
     score = evaluate(KnownModel('night', 'day'), loader_of(0, 1))
     cache = RowCache(tmp_path / 'row', 'night')
     cache.score(DAY, lambda task: score)
@@ -294,6 +294,26 @@ def test_kept_score_is_not_evaluated_again(evaluate, tmp_path):
         RowCache(tmp_path / 'row', 'fog').score(DAY, never)
     cache.discard()
     assert not (tmp_path / 'row').exists()
+
+
+def test_slower_process_takes_the_score_that_the_main_one_found(
+        evaluate, tmp_path, monkeypatch):
+    score = evaluate(KnownModel('night', 'day'), loader_of(0, 1))
+    cache = RowCache(tmp_path / 'row', 'night')
+    cache.score(DAY, lambda task: score)
+    sent: list = []
+    monkeypatch.setattr(work_dir, 'broadcast_object_list', sent.extend)
+    cache.score(DAY, never)
+    # the main process is through with the row
+    cache.discard()
+
+    def receive(data):
+        data[:] = sent
+
+    monkeypatch.setattr(work_dir, 'broadcast_object_list', receive)
+    monkeypatch.setattr(work_dir, 'is_main_process', lambda: False)
+    found = cache.score(DAY, never)
+    assert found.to_document() == score.to_document()
 
 
 # -- every expert on every other task -----------------------------------------

@@ -250,7 +250,8 @@ def test_task_of_one_image_flags_nothing(metric):
     gate = gate_of(tasks, metric=metric)
     routing = route(gate, (1e6, 1e6), (1., 1.))
     assert routing.top_expert(0) == routing.top_expert(1) == 'a'
-    assert not routing.ood.any() and routing.ood_score.isfinite().all()
+    # nothing was calibrated: no NaN, which JSON has not
+    assert not routing.ood.any() and routing.ood_score.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize('metric', ['euclidean', 'mahalanobis'])

@@ -8,6 +8,8 @@ import errno
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -101,13 +103,14 @@ def test_base_comes_back_with_its_fingerprint(tmp_path):
     assert torch.equal(loaded['a'], state['a']) and fingerprint == 'f' * 64
 
 
-def test_order_is_that_of_learning_and_the_newest_comes_last(store, make):
+def test_newest_expert_comes_last_and_a_replaced_one_keeps_its_place(
+        store, make):
     assert ExpertStore(store.root / 'new').names == []
     assert ExpertStore(store.root / 'new').open([]) == []
     store.save(make('a first in the alphabet'))
     again = make('day')
     store.save(again)
-    assert store.names == ['night', 'a first in the alphabet', 'day']
+    assert store.names == ['day', 'night', 'a first in the alphabet']
     assert_equal(store.load('day'), again)
     assert [e.name for e in store.open(['day', 'night'])] == ['day', 'night']
 
@@ -404,12 +407,12 @@ CHANGES = {
 
 def interrupt(monkeypatch, step, act, calls=WRITES):
     """``act()`` instead of the ``step``-th call that changes the disk."""
-    count = iter(range(1_000_000))
+    calls_so_far = count()
     for name in calls:
         plain = getattr(os, name)
 
         def call(*args, _plain=plain, **kwargs):
-            if next(count) == step:
+            if next(calls_so_far) == step:
                 act()
             return _plain(*args, **kwargs)
 
@@ -470,6 +473,65 @@ def test_killed_anywhere_it_is_the_old_or_the_new_library(
         step += 1
     # first the old one, then for good the new one
     assert seen == sorted(seen) and {*seen} == {False, True}
+
+
+@pytest.mark.parametrize('change', ['save a new one', 'save again', 'remove'])
+def test_reader_at_any_step_of_a_writer_opens_a_whole_library(
+        store, make, monkeypatch, tmp_path, change):
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)
+    before = shutil.copytree(store.root, tmp_path / 'before')
+    opened = []
+
+    def read():
+        names = store.names
+        try:
+            opened.append(store.open(names))
+        except ValueError:
+            # one of them has gone since
+            assert {*names} - {*store.names}
+
+    def step(number):
+        with ThreadPoolExecutor() as pool, monkeypatch.context() as patch:
+            readers = []
+
+            def start():
+                readers.append(pool.submit(read))
+                # one that has to wait for the writer does so from here on
+                wait(readers, timeout=0.05)
+
+            interrupt(patch, number, start, WRITES + FOLDERS)
+            CHANGES[change](store, make)
+        for reader in readers:
+            reader.result()
+        return readers
+
+    for number in count():
+        shutil.rmtree(store.root)
+        shutil.copytree(before, store.root)
+        if not step(number):
+            break
+    assert number > 10 and opened
+
+
+def test_reader_that_a_writer_overtakes_opens_the_new_library(
+        store, make, monkeypatch):
+    read, stale = ExpertStore.index.fget, [store.index]
+    new = make('night')
+    store.save(new)
+    monkeypatch.setattr(
+        ExpertStore, 'index',
+        property(lambda self: stale.pop() if stale else read(self)))
+    assert_equal(store.open(['night'])[0].load(), new)
+
+
+def test_library_that_cannot_be_written_says_what_is_broken(
+        store, monkeypatch):
+    damage(store.root / 'day' / 'expert.json')
+    (store.root / '.lock').unlink()
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    with pytest.raises(ValueError, match='expert.json is missing or was'):
+        store.open(['day'])
+    assert not (store.root / '.lock').exists()
 
 
 @pytest.mark.parametrize('name', ['night', 'fog'])

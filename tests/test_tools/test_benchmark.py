@@ -42,6 +42,7 @@ def configs(tmp_path_factory):
         init_cfg=dict(type='Pretrained', checkpoint='not_there.pth'))
     mit['backbone'].update(backbone=inner, train_norm=False)
     mit['decode_head']['in_channels'] = [8, 16, 16, 32]
+    mit['data_preprocessor']['test_cfg'] = dict(size_divisor=32)
     for name, model in (('cnn', copy.deepcopy(TINY_MODEL)), ('mit', mit)):
         Config(dict(model=model)).dump(folder / f'{name}.py')
     return {name: str(folder / f'{name}.py') for name in ('cnn', 'mit')}

@@ -14,6 +14,7 @@ from analysis_tools.leave_one_out import (families, gate_options,
 from fabricated_runs import write_run
 
 from mmseg.registry import TASK_UTILS
+from mmseg_mile.engine.task_evaluator import evaluate_forced
 from mmseg_mile.evaluation.leave_one_out import (COMPARED, POLICIES, Leak,
                                                  LeaveOneOut)
 from mmseg_mile.gates.prototype_gate import PrototypeGate
@@ -142,6 +143,21 @@ def test_family_of_the_config_is_left_out_together(again, tmp_path):
         if line['method'] == 'nearest' and line['removed'] == ['day', 'night']
     }
     assert chosen == {'infrared'}
+
+
+@pytest.mark.integration
+def test_padding_at_test_time_is_that_of_the_run(again, stream_run,
+                                                 monkeypatch, tmp_path):
+    padding = dict(size_divisor=64)
+    results, _ = again(
+        tmp_path, options={'model.data_preprocessor.test_cfg': padding})
+    loop = stream_run.runner.train_loop
+    monkeypatch.setattr(loop.model.data_preprocessor, 'test_cfg', padding)
+    own = [
+        evaluate_forced(loop.model, task, loop._val_loader(task), task.name)
+        for task in loop.tasks
+    ]
+    assert results.values('none', 'oracle')[0] == pytest.approx(own, abs=1e-3)
 
 
 @pytest.mark.integration

@@ -129,8 +129,10 @@ def _write(found: LeaveOneOut, images: Sequence[Mapping[str, Any]],
     write_text(out / 'leave_one_out.md', board.markdown(found))
     write_text(out / 'leave_one_out.csv', board.csv_lines(found))
     save_figure(leave_one_out_chart(found), out / 'leave_one_out.png')
-    lines = [json.dumps(write_numbers(image)) + '\n' for image in images]
-    write_text(out / 'images.jsonl', ''.join(lines))
+    lines = [
+        json.dumps(write_numbers(image), allow_nan=False) for image in images
+    ]
+    write_text(out / 'images.jsonl', ''.join(f'{line}\n' for line in lines))
 
 
 def read_finished(
@@ -481,11 +483,7 @@ class _Predictions:
             for name, weight in routing.mixture(index).items()
         }
         if not mixture:
-            first = self._model.expert_names[0]
-            head = routing.top_expert(index)
-            if (self._model.backbone.base_training == 'first_task'
-                    and first in routing.expert_names):
-                head = first
+            head = self._model.base_head(routing, index)
         elif method.fusion == 'adapters':
             distances = dict(
                 zip(routing.expert_names, routing.distances[index].tolist()))

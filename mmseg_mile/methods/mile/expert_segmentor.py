@@ -71,9 +71,11 @@ class ExpertSegmentor(ContinualSegmentor):
         ood_policy (str): What becomes of an image that the gate flags.
             'nearest': what the gate says; 'fuse': the nearest experts
             predict one by one, as by ``fusion='logits'``, with the weights
-            of :func:`nearest_weights`; 'base': it gets no expert;
-            'abstain': it gets no prediction, its label map is 255
-            throughout, which evaluations count as wrong. Defaults to
+            of :func:`nearest_weights`; 'base': it gets no expert, and the
+            head that was trained with the base, or that of the nearest
+            expert where none is loaded that was; 'abstain': it gets no
+            prediction, its label map is 255 throughout, which evaluations
+            count as wrong. Defaults to
             'nearest'.
         child_averaging (float, optional): Temperature T at which the
             children of an expert, those that started from it, are mixed in
@@ -165,6 +167,7 @@ class ExpertSegmentor(ContinualSegmentor):
         self.set_decode_head(head, task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
         if first and self.backbone.base_training == 'first_task':
+            self.origins[task.name]['trained_base'] = True
             self.backbone.train_base()
         else:
             self.backbone.train_expert(task.name)
@@ -189,17 +192,19 @@ class ExpertSegmentor(ContinualSegmentor):
             ValueError: If the expert is of another base, or its adapter is
                 not what the config would train.
         """
-        self.backbone.load_experts([expert])
-        self.backbone.check_settings(task.name)
-        self.heads.add(expert, self.device)
+        with self._all_or_nothing():
+            self.backbone.load_experts([expert])
+            self.backbone.check_settings(task.name)
+            self.heads.add(expert, self.device)
+            self._fit_gate(task, loader)
         self.origins[task.name] = origin_of(expert)
-        self._fit_gate(task, loader)
 
     def _fit_gate(self, task: Task, loader: Iterable[dict]) -> None:
         if self._embeddings is None and self.gate.needs_embeddings:
             self._embed_task(loader)
-        self.gate.fit(task.name, self._embeddings)
-        self._embeddings = self._children = None
+        embeddings, self._embeddings = self._embeddings, None
+        self._children = None
+        self.gate.fit(task.name, embeddings)
 
     def _embed_task(self, loader: Iterable[dict]) -> Tensor:
         # a start from the nearest asks for what the gate learns from later
@@ -352,7 +357,7 @@ class ExpertSegmentor(ContinualSegmentor):
     def _routing_info(self, routing: Routing, index: int) -> Dict[str, Any]:
         """Metainfo of the prediction for one image of a batch."""
         mixture = routing.mixture(index)
-        head_expert = heaviest(mixture) if mixture else self._base_head(
+        head_expert = heaviest(mixture) if mixture else self.base_head(
             routing, index)
         classes, palette = self.heads.labels(head_expert)
         distances = routing.distances[index].tolist()
@@ -368,13 +373,11 @@ class ExpertSegmentor(ContinualSegmentor):
             ood_score=None if score is None else float(score[index]),
             abstained=abstains is not None and bool(abstains[index]))
 
-    def _base_head(self, routing: Routing, index: int) -> str:
+    def base_head(self, routing: Routing, index: int) -> str:
         """The expert whose head the base gets for an image."""
-        first = self.expert_names[0]
-        if (self.backbone.base_training == 'first_task'
-                and first in routing.expert_names):
-            # its head was trained with the base itself
-            return first
+        for name in routing.expert_names:
+            if self.origins[name].get('trained_base'):
+                return name
         return routing.top_expert(index)
 
     def predict_mixture(self,
@@ -443,15 +446,33 @@ class ExpertSegmentor(ContinualSegmentor):
         """Make experts routable; stored ones are read when first used.
 
         Raises:
-            ValueError: If one belongs to another base or does not fit.
+            ValueError: If one belongs to another base or does not fit; then
+                none is taken over.
         """
-        self.backbone.load_experts(experts)
-        for expert in experts:
-            self.heads.add(expert, self.device)
-            self.origins[expert.name] = origin_of(expert)
-            self._children = None
-            self.gate.load_state(expert.name,
-                                 expert.parts.get('prototypes', {}))
+        with self._all_or_nothing():
+            self.backbone.load_experts(experts)
+            for expert in experts:
+                self.heads.add(expert, self.device)
+                self.gate.load_state(expert.name,
+                                     expert.parts.get('prototypes', {}))
+        self.origins.update({e.name: origin_of(e) for e in experts})
+        self._children = None
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Keep the experts that there are, if the block does not end well."""
+        adapters = self.backbone.experts
+        owners = (adapters, adapters.cache, self.heads, self.gate)
+        before = [{
+            key: value.copy() if isinstance(value, dict) else value
+            for key, value in vars(owner).items()
+        } for owner in owners]
+        try:
+            yield
+        except BaseException:
+            for owner, values in zip(owners, before):
+                vars(owner).update(values)
+            raise
 
     def save_task(self, task: Task, folder: Path,
                   provenance: Dict[str, Any]) -> None:
@@ -470,9 +491,10 @@ class ExpertSegmentor(ContinualSegmentor):
         """Read the tasks' experts, and with the first ones the base."""
         if tasks:
             store = ExpertStore(folder)
+            experts = store.open_tasks(tasks)
             if not self.expert_names:
                 self.backbone.load_base(*store.load_base())
-            self.import_experts(store.open_tasks(tasks))
+            self.import_experts(experts)
 
     def expert_costs(self, folder: Path) -> List[Dict[str, Any]]:
         """See :meth:`ContinualSegmentor.expert_costs`."""

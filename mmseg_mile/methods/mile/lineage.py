@@ -84,13 +84,14 @@ def origin_from(parents: Mapping[str, str],
 
 
 def origin_of(expert: Expert) -> Dict[str, Any]:
-    """The facts of an expert's record that :func:`children` asks for.
+    """The facts of an expert's record that a model goes by.
 
     ``started_from``, checksums of its parents by name; ``ancestors``, those
-    of its parents and of theirs; both empty if it says none; and
-    ``weights_sha256``, its own.
+    of its parents and of theirs; both empty if it says none;
+    ``weights_sha256``, its own; ``trained_base``, True if the base was
+    trained with it.
     """
-    known = ('started_from', 'ancestors', 'weights_sha256')
+    known = ('started_from', 'ancestors', 'weights_sha256', 'trained_base')
     facts = {k: v for k, v in expert.provenance.items() if k in known}
     parents = facts.get('started_from', {})
     return dict(

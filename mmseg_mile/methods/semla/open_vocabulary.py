@@ -177,10 +177,11 @@ class OpenVocabularyExpertSegmentor(ExpertSegmentor):
         return Routing((), nothing, nothing,
                        torch.zeros(len(inputs), dtype=torch.bool))
 
-    def _base_head(self, routing: Routing, index: int) -> str:
+    def base_head(self, routing: Routing, index: int) -> str:
+        """See :meth:`ExpertSegmentor.base_head`."""
         if not self.expert_names:
             return _NOBODY
-        return super()._base_head(routing, index)
+        return super().base_head(routing, index)
 
 
 class OpenVocabularyHeads(ExpertHeads):

@@ -38,6 +38,13 @@ def test_each_image_is_predicted_by_what_its_task_left_behind(learned):
                                    alone.seg_logits.data)
 
 
+def test_network_of_a_task_is_loaded_once_for_many_images(
+        learned, monkeypatch):
+    predicted(learned, DAY)
+    monkeypatch.setattr(learned, 'load_state_dict', None)
+    assert [s.expert for s in predicted(learned, DAY, DAY)] == ['day', 'day']
+
+
 def test_unknown_task_goes_to_the_newest(learned):
     batch = batch_of(DUSK, 5)
     del batch['data_samples'][1].task

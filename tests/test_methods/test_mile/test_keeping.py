@@ -109,14 +109,28 @@ def test_saving_into_the_library_of_another_base_is_refused(
 
 @pytest.mark.parametrize('change, message', [
     (dict(base_fingerprint='0' * 64), 'was trained on the base 00000000'),
-    (dict(classes=('road', 'sky', 'lamp')), 'names 3 classes but its head ha'),
+    (dict(classes=('road', 'sky')), 'names 2 classes but its head ha'),
+    (dict(adapter={}), 'does not fit the layers of this backbone'),
+    (dict(prototypes={}), "statistics of task 'night' are no prototypes"),
 ])
-def test_expert_that_does_not_fit_is_not_made_routable(learned_once, fresh,
-                                                       change, message):
-    expert = dataclasses.replace(learned_once.export_expert('day'), **change)
+def test_experts_are_taken_over_all_or_none(learned_once, fresh, toys, change,
+                                            message):
+    fog, day, night = map(learned_once.export_expert, ('fog', 'day', 'night'))
+    fresh.import_experts([fog, day])
+    before = toys.predict(fresh, 'fog', 'day')
+    parts = {**night.parts, **{k: v for k, v in change.items() if v == {}}}
+    fields = {k: v for k, v in change.items() if k not in parts}
+    wrong = dataclasses.replace(night, parts=parts, **fields)
+    # an older one of its name would go, too
+    other = dataclasses.replace(night, name='day')
     with pytest.raises(ValueError, match=message):
-        fresh.import_expert(expert)
-    assert fresh.expert_names == () and fresh.gate.expert_names == ()
+        fresh.import_experts([other, wrong])
+    for part in (fresh, fresh.gate):
+        assert part.expert_names == ('fog', 'day')
+    assert fresh.backbone.experts.names == ('fog', 'day')
+    for mine, theirs in zip(toys.predict(fresh, 'fog', 'day'), before):
+        assert torch.equal(mine.seg_logits.data, theirs.seg_logits.data)
+        assert mine.distances == theirs.distances
 
 
 # -- reuse under another gate ------------------------------------------------
@@ -175,9 +189,14 @@ def test_reused_experts_are_kept_with_their_new_prototypes(
             assert same == (path.stem != 'prototypes'), path.name
 
 
-def test_expert_of_other_settings_is_not_reused(toys, reuse):
+def test_expert_of_other_settings_is_not_reused(toys, learned_once):
+    model = toys.model(
+        backbone=dict(toys.config['backbone'], train_norm=False))
     with pytest.raises(ValueError, match='train_norm=False'):
-        reuse(backbone=dict(toys.config['backbone'], train_norm=False))
+        model.reuse_expert(
+            toys.task('day'), toys.loader('day'),
+            learned_once.export_expert('day'))
+    assert model.expert_names == model.backbone.experts.names == ()
 
 
 # -- hundreds of experts -----------------------------------------------------

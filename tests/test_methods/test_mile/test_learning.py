@@ -64,6 +64,12 @@ def test_first_task_may_train_the_base(toys, adapts):
     toys.learn(model, 'night')
     assert model.backbone.fingerprint() == trained
     assert torch.equal(logits(model, toys, 'day'), day)
+    # who did is known of the experts, in whatever order they are loaded
+    other = toys.model(backbone=toys.config['backbone'] | changes)
+    other.backbone.load_base(model.backbone.base_state(), trained)
+    other.import_experts([model.export_expert(n) for n in ('night', 'day')])
+    found = [other.origins[n].get('trained_base') for n in ('night', 'day')]
+    assert found == [None, True]
 
 
 def test_without_adapters_heads_alone_train(heads_only, toys):

@@ -53,7 +53,7 @@ def kin(kin_once):
     """The model, its options as built."""
     yield kin_once
     kin_once.fusion, kin_once.ood_policy = 'weights', 'nearest'
-    kin_once.backbone.base_training = 'none'
+    kin_once.origins['fog'].pop('trained_base', None)
 
 
 @pytest.fixture
@@ -256,11 +256,13 @@ def test_late_fusion_averages_the_probabilities_of_the_experts(kin, toys):
 # -- images that the gate flags ----------------------------------------------
 
 
-@pytest.mark.parametrize('base_training, head', [('none', 'night'),
-                                                 ('first_task', 'day')])
-def test_base_predicts_with_a_head_that_it_knows(kin, toys, base_training,
+@pytest.mark.parametrize('trained_base, head', [(False, 'night'),
+                                                (True, 'fog')])
+def test_base_predicts_with_a_head_that_it_knows(kin, toys, trained_base,
                                                  head):
-    kin.ood_policy, kin.backbone.base_training = 'base', base_training
+    kin.ood_policy = 'base'
+    # wherever it stands in the order
+    kin.origins['fog']['trained_base'] = trained_base
     gate = SaidGate([[1., 0, 0]] * 2, [True, False], [[3., 1., 2.]] * 2)
     with kin.gated(gate):
         alone, routed = toys.predict(kin, 'night', 'night')

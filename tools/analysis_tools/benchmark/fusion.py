@@ -16,10 +16,10 @@ from mmseg.structures import SegDataSample
 from mmseg_mile.adapters.adapter import mix_norm
 from mmseg_mile.adapters.adapter_library import TensorSlots
 from mmseg_mile.apis.export import export_expert
+from mmseg_mile.methods.prediction import blank_samples
 from mmseg_mile.structures import Routing
 from .harness import (Difference, Report, Settings, Spread, compare,
                       interleaved_seconds, model_name, range_text, ratios)
-from .models import blank_samples
 from .prediction import (Contender, Ours, Stock, Subject, make_subject,
                          prepare_all)
 from .training import (OUT_PROJ_NOTE, complete_dilation, has_packed_attention,

@@ -19,13 +19,14 @@ from torch import Tensor
 from mmseg_mile.engine.work_dir import provenance
 from mmseg_mile.library.expert_store import ExpertStore
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg_mile.methods.prediction import blank_samples
 from mmseg_mile.structures import Task
 from .harness import (Report, Settings, Spread, figures_of, goal_of,
                       interleaved_seconds, model_name, print_figures,
                       range_text, ratios, settled_bytes)
-from .models import (ExpertDrawer, blank_samples, build_expert_segmentor,
-                     build_stock, domain_images, load_model_config, preprocess,
-                     quiet, stock_model_config)
+from .models import (ExpertDrawer, build_expert_segmentor, build_stock,
+                     domain_images, load_model_config, preprocess, quiet,
+                     stock_model_config)
 from .prediction import Ours, Subject
 
 

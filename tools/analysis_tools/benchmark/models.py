@@ -23,11 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import mmseg.models  # noqa: F401
 from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS, TASK_UTILS
-from mmseg.structures import SegDataSample
 from mmseg_mile.adapters.targets import lora_scaling
 from mmseg_mile.apis.export import STOCK_HEADS
 from mmseg_mile.apis.library_model import read_config
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg_mile.methods.prediction import blank_samples
 from mmseg_mile.structures import Expert, Routing, Task
 from mmseg_mile.structures.expert import TensorDict
 from .harness import Settings
@@ -78,20 +78,6 @@ def training_images(images: Tensor, domain: int,
             batches.append(
                 dict(inputs=[copy], data_samples=blank_samples(copy[None])))
     return batches
-
-
-def blank_samples(inputs: Tensor) -> List[SegDataSample]:
-    """Data samples of images that are predicted at their own size.
-
-    Args:
-        inputs (Tensor): (B, C, H, W).
-    """
-    size = tuple(inputs.shape[2:])
-    return [
-        SegDataSample(
-            metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
-        for _ in inputs
-    ]
 
 
 _CALIBRATION_PASSES = 2
@@ -225,7 +211,8 @@ def _draw_norms(module: nn.Module) -> None:
 
 def preprocess(model: EncoderDecoder, images: Tensor) -> Tensor:
     """Normalise (B, 3, H, W) uint8 images as the model does."""
-    data = dict(inputs=list(images))
+    # test_cfg notes its padding in the samples
+    data = dict(inputs=list(images), data_samples=blank_samples(images))
     return model.data_preprocessor(data, False)['inputs']
 
 

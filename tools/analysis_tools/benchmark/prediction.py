@@ -18,14 +18,14 @@ from mmseg.structures import SegDataSample
 from mmseg_mile.apis.export import export_expert
 from mmseg_mile.methods.continual_segmentor import ContinualSegmentor
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg_mile.methods.prediction import blank_samples
 from mmseg_mile.structures import Expert, Routing
 from .harness import (Difference, Report, Settings, Spread, compare, goal_of,
                       interleaved_seconds, model_name, raised, range_text,
                       ratios)
-from .models import (ExpertDrawer, blank_samples, build_expert_segmentor,
-                     build_stock, check_mixing, domain_images,
-                     load_model_config, preprocess, quiet, stock_model_config,
-                     training_images)
+from .models import (ExpertDrawer, build_expert_segmentor, build_stock,
+                     check_mixing, domain_images, load_model_config,
+                     preprocess, quiet, stock_model_config, training_images)
 from .training import (OUT_PROJ_NOTE, complete_dilation, has_packed_attention,
                        load_adapter, peft_config)
 

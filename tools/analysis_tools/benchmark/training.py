@@ -29,13 +29,14 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg_mile.apis.export import export_expert
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
+from mmseg_mile.methods.prediction import blank_samples
 from mmseg_mile.structures import Expert, Task
 from .harness import (Report, Settings, Spread, figures_of, goal_of,
                       interleaved_seconds, model_name, print_figures,
                       range_text, ratios)
-from .models import (ExpertDrawer, blank_samples, build_expert_segmentor,
-                     build_stock, domain_images, load_model_config, preprocess,
-                     quiet, stock_model_config)
+from .models import (ExpertDrawer, build_expert_segmentor, build_stock,
+                     domain_images, load_model_config, preprocess, quiet,
+                     stock_model_config)
 
 _ALLOCATION = '[memory]'
 
