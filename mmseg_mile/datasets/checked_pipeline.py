@@ -8,6 +8,8 @@ import numpy as np
 from mmengine.dataset import Compose
 from PIL import Image
 
+from .driving import sequence_of
+
 
 def check_label_depth(path: Any) -> None:
     """Refuse a label map with values that 8 bits cannot hold.
@@ -44,7 +46,8 @@ class CheckedPipeline:
 
     mmseg reports a broken image without its mask, an unknown label value as a
     CUDA assertion, and a mask of another size than its image as a broadcast
-    error. Here each is a ``ValueError`` that names the files.
+    error. Here each is a ``ValueError`` that names the files. Packed samples
+    get the metainfo ``sequence``, see :func:`sequence_of`.
 
     Args:
         pipeline (Compose): The built pipeline.
@@ -97,6 +100,11 @@ class CheckedPipeline:
         for mask, sizes in masks_of(sample):
             self.check_size(mask, sizes, img_path, mask_path)
             self.check_values(mask, mask_path)
+        if img_path is not None:
+            packed = sample.get('data_samples', ())
+            for each in packed if isinstance(packed,
+                                             (list, tuple)) else [packed]:
+                each.set_metainfo(dict(sequence=sequence_of(data)))
         return sample
 
     @staticmethod

@@ -2,8 +2,11 @@
 """Base of the driving datasets: classes, label tables, folders."""
 from __future__ import annotations
 
+import os.path as osp
+import re
 from collections import defaultdict
-from typing import Any, Iterable, NamedTuple, Optional, Sequence, Union
+from typing import (Any, Iterable, Mapping, NamedTuple, Optional, Sequence,
+                    Union)
 
 import mmengine
 import mmengine.fileio as fileio
@@ -37,12 +40,26 @@ class Frame(NamedTuple):
     labelled: bool
 
 
+def sequence_of(info: Mapping[str, Any]) -> str:
+    """Sequence (drive, video) that an image belongs to.
+
+    Frames of one sequence look alike, so they are no independent samples.
+
+    Args:
+        info (Mapping[str, Any]): Entry of a dataset's data list, or the
+            metainfo of a data sample: ``sequence`` where the dataset knows
+            it, as :class:`DrivingDataset` does; else the folder of
+            ``img_path``.
+    """
+    return info.get('sequence') or osp.dirname(info['img_path'])
+
+
 class DrivingDataset(BaseSegDataset):
     """A dataset that finds its own files below ``data_root``.
 
     A subclass declares ``METAINFO``, ``SOURCE``, ``LAYOUT`` and answers
-    :meth:`folder_pairs`. Files are looked for in ``full_init``, so
-    ``lazy_init=True`` touches no disk.
+    :meth:`folder_pairs` and :meth:`sequence_of`. Files are looked for in
+    ``full_init``, so ``lazy_init=True`` touches no disk.
 
     Args:
         data_root (str): The dataset's own folder.
@@ -114,6 +131,13 @@ class DrivingDataset(BaseSegDataset):
         """Resolve the folders of the split."""
         raise NotImplementedError
 
+    def sequence_of(self, img_path: str) -> str:
+        """Name of the sequence of an image, ``sequence`` in the data list.
+
+        Here the folder right above the image.
+        """
+        return img_path.split('/')[-2]
+
     def get_label_map(
             self,
             new_classes: Optional[Sequence] = None) -> Optional[LabelMap]:
@@ -171,6 +195,7 @@ class DrivingDataset(BaseSegDataset):
             dict(
                 img_path=frame.img_path,
                 seg_map_path=frame.seg_map_path,
+                sequence=self.sequence_of(frame.img_path),
                 label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[]) for frame in frames
@@ -354,6 +379,15 @@ class ACDCDataset(DrivingDataset):
                 '_gt_labelTrainIds.png') for condition in self.conditions
         ]
 
+    def sequence_of(self, img_path: str) -> str:
+        """The recording, whose chapters the camera numbers.
+
+        ``GOPR0376``, ``GP010376`` and ``GP020376`` are one recording, cut
+        into files by the GoPro: all are ``GOPR0376``.
+        """
+        folder = super().sequence_of(img_path)
+        return re.sub(r'^GP\d\d(?=\d{4}$)', 'GOPR', folder)
+
 
 @DATASETS.register_module()
 class BDD100KDomainDataset(DrivingDataset):
@@ -389,6 +423,10 @@ class BDD100KDomainDataset(DrivingDataset):
         ]
         found = self.existing_folder([pair.images for pair in pairs])
         return [pair for pair in pairs if pair.images == found]
+
+    def sequence_of(self, img_path: str) -> str:
+        """The image's own name: each is the only one of its video."""
+        return without_suffix(img_path.split('/')[-1], ('.jpg', ))
 
 
 DUSK_SEQUENCE = '0001TP'
@@ -452,6 +490,10 @@ class CamVidDataset(DrivingDataset):
                 '.png') for folder in needed
         ]
 
+    def sequence_of(self, img_path: str) -> str:
+        """What stands before the number of the frame, such as 0006R0."""
+        return img_path.split('/')[-1].split('_')[0]
+
     def find_frames(self) -> list[Frame]:
         """Keep the frames of the chosen light and split."""
         return [frame for frame in super().find_frames() if self.holds(frame)]
@@ -490,6 +532,15 @@ class CityscapesDomainDataset(DrivingDataset):
                 self.join(self.data_root, 'gtFine', self.split),
                 ('_leftImg8bit.png', ), '_gtFine_labelTrainIds.png')
         ]
+
+    def sequence_of(self, img_path: str) -> str:
+        """The city.
+
+        Of many cities there is one frame per sequence number, and the next
+        number is a little further down the same drive. The official splits
+        are cut by city, too.
+        """
+        return img_path.split('/')[-1].split('_')[0]
 
 
 @DATASETS.register_module()

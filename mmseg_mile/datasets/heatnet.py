@@ -115,6 +115,14 @@ class HeatNetDataset(DrivingDataset):
                 logger='current')
         return frames
 
+    def sequence_of(self, img_path: str) -> str:
+        """The run of data collection, such as seq_00_day, with all its drives.
+
+        Names of the test split tell none: there it is 'day' or 'night'.
+        """
+        parts = img_path.split('/')
+        return parts[-4] if self.split == 'train' else parts[-3]
+
     def image_and_mask_folders(self) -> Iterator[tuple[str, str]]:
         """Pairs of folders whose files have the same time stamps."""
         if self.split == 'train':

@@ -25,8 +25,8 @@ def build(root, **kwargs):
 def test_entries_are_those_of_mmseg(root):
     info = build(root, serialize_data=False).data_list[0]
     assert set(info) == {
-        'img_path', 'seg_map_path', 'label_map', 'reduce_zero_label',
-        'seg_fields'
+        'img_path', 'seg_map_path', 'sequence', 'label_map',
+        'reduce_zero_label', 'seg_fields'
     }
 
 
