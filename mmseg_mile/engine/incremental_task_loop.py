@@ -74,6 +74,13 @@ class IncrementalTaskLoop(BaseLoop):
             :class:`ReusedExperts`. Defaults to None.
         rehearsal (dict, optional): Images of other tasks that are trained
             beside a task's own, see :class:`Rehearsal`. Defaults to None.
+        selection_share (float, optional): Makes a selection run, in which
+            settings are compared without a look at the reported images: of
+            each task's training images whole sequences, at least this share
+            of the images, are held out (see :func:`hold_out`); training,
+            gate and rehearsal see the others, the scores are of the held-out
+            ones, and no ``val_dataset`` is opened. Above 0 and below 1.
+            Defaults to None: train on all, evaluate on ``val_dataset``.
 
     Raises:
         ValueError: If the model, a task, or a result to resume from does
@@ -96,7 +103,8 @@ class IncrementalTaskLoop(BaseLoop):
                  changed_settings: Sequence[str] = (),
                  order: Optional[Sequence[str]] = None,
                  experts_from: Optional[str] = None,
-                 rehearsal: Optional[Dict[str, Any]] = None) -> None:
+                 rehearsal: Optional[Dict[str, Any]] = None,
+                 selection_share: Optional[float] = None) -> None:
         # denormal numbers make a CPU crawl and change no result that counts
         torch.set_flush_denormal(True)
         self._runner = runner
@@ -113,7 +121,7 @@ class IncrementalTaskLoop(BaseLoop):
         self._check_settings()
         self.data = TaskData(
             in_order(tasks, order), data_root, max_iters, num_checked,
-            rehearsal, runner.seed)
+            rehearsal, runner.seed, selection_share)
         self.tasks: List[Task] = self.data.tasks
         self.reused = None if experts_from is None else ReusedExperts(
             experts_from, self.model, self.tasks)
@@ -124,6 +132,7 @@ class IncrementalTaskLoop(BaseLoop):
                                          runner.seed,
                                          [t.name for t in self.tasks])
         self.results.setting = setting_of(self.model, rehearsal)
+        self.results.selection_share = selection_share
         self.digests: Dict[str, Dict[str, str]] = {}
         # what runner.train() asks of a loop before it starts
         self.iter, self.epoch = 0, 0
@@ -418,7 +427,8 @@ class ReusedExperts:
 
         Raises:
             ValueError: If the other run has not learned the tasks, knows
-                other classes of one, or is of another seed.
+                other classes of one, is of another seed, or was trained on
+                other images.
         """
         if results.cost.is_learned.all():
             return
@@ -434,6 +444,12 @@ class ReusedExperts:
             raise ValueError(
                 f'{self._where} is of seed {other.seed}, this run of seed '
                 f'{results.seed}: compare runs of one seed')
+        if other.selection_share != results.selection_share:
+            raise ValueError(
+                f'{self._where} is of train_cfg.selection_share='
+                f'{other.selection_share}, this run of '
+                f'{results.selection_share}: its experts were trained on '
+                'other images, name a run of the same share')
         self._store.open_tasks(self._tasks)
         self._seconds = other.cost.train_seconds
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os.path as osp
+from collections import Counter
+from fractions import Fraction
 from typing import (Any, Callable, Dict, Iterator, List, Mapping, Optional,
                     Sequence, Set)
 
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from mmseg.registry import DATASETS
 from mmseg_mile.datasets.checked_pipeline import check_dataset
+from mmseg_mile.datasets.driving import sequence_of
 from mmseg_mile.structures import Task, check_task_name
 from .rehearsal import Rehearsal
 
@@ -65,11 +69,16 @@ class TaskData:
         rehearsal (Mapping[str, Any], optional): See :class:`Rehearsal`.
             Defaults to None.
         seed (int): Of the run. Defaults to 0.
+        selection_share (float, optional): Share of each task's training
+            images that are held out by sequence, see :func:`hold_out`, and
+            take the place of ``val_dataset``, of which no file is opened.
+            Defaults to None: none is held out.
 
     Raises:
         ValueError: If a task is malformed, a name occurs twice, a folder is
-            missing, a split is empty, a file cannot be read, or a label
-            lies outside the classes; names task, dataset and file.
+            missing, a split is empty, a file cannot be read, a label lies
+            outside the classes, or images cannot be held out; names task,
+            dataset and file.
     """
 
     def __init__(self,
@@ -78,8 +87,15 @@ class TaskData:
                  max_iters: int,
                  num_checked: int,
                  rehearsal: Optional[Mapping[str, Any]] = None,
-                 seed: int = 0) -> None:
+                 seed: int = 0,
+                 selection_share: Optional[float] = None) -> None:
+        if selection_share is not None and (type(selection_share) is not float
+                                            or not 0 < selection_share < 1):
+            raise ValueError(
+                'train_cfg.selection_share must lie above 0 and below 1, or '
+                f'be None to hold nothing out, got {selection_share!r}')
         self._data_root = data_root
+        self._selection_share = selection_share
         self._datasets: Dict[str, Dict[str, Any]] = {}
         self.tasks: List[Task] = [
             self._open(config, max_iters) for config in in_order(tasks, None)
@@ -163,6 +179,14 @@ class TaskData:
                     f'{split}_dataset of task {name!r}')
             for split in ('train', 'val')
         }
+        if self._selection_share is not None:
+            if 'eval_classes' in config:
+                raise ValueError(
+                    f'task {name!r} has eval_classes, but its training '
+                    'images are labelled in its own classes alone: leave '
+                    'eval_classes or train_cfg.selection_share out')
+            rooted = _with_selection_images(rooted, self._selection_share,
+                                            name)
         self._datasets[name] = {
             split: _build(dataset, f'{split}_dataset of task {name!r}')
             for split, dataset in rooted.items()
@@ -204,6 +228,136 @@ class TaskData:
         for split, dataset in datasets.items():
             check_dataset(dataset, len(classes[split]))
         return task
+
+
+def hold_out(sequences: Sequence[str], share: float, where: str) -> List[bool]:
+    """Images to hold out of training: whole sequences, spread over the list.
+
+    Of all ways to take every n-th sequence or so, the one that holds out the
+    fewest images of at least ``share``. A lone sequence is cut: its last run
+    of frames is held out.
+
+    Args:
+        sequences (Sequence[str]): Sequence of each of N images.
+        share (float): Of the images, above 0 and below 1.
+        where (str): What the images are, for errors.
+
+    Returns:
+        list[bool]: N, True for images that are held out.
+
+    Raises:
+        ValueError: If nothing would be left to train on.
+    """
+    size = len(sequences)
+    # as floats, 0.07 * 100 is more than 7
+    target = math.ceil(Fraction(str(share)) * size)
+    found = Counter(sequences)
+    names, counts = list(found), np.array(list(found.values()))
+    if len(names) == 1 and target < size:
+        return [index >= size - target for index in range(size)]
+    # so many of the smallest have enough images, fewer of the largest cannot
+    most = np.searchsorted(np.cumsum(np.sort(counts)), target) + 1
+    least = -(-target // counts.max())
+    best, chosen = size, np.empty(0, int)
+    for number in range(min(most, len(names) - 1), least - 1, -1):
+        spaced = np.arange(number) * len(names) // number
+        shifts = np.arange(-(-len(names) // number))[:, None]
+        held = counts[spaced + shifts].sum(1)
+        held[held < target] = size
+        if held.min() < best:
+            best = held.min()
+            chosen = spaced + shifts[held.argmin()]
+    if not chosen.size:
+        raise ValueError(
+            f'{where} has {size} images of {len(names)} sequences: '
+            f'train_cfg.selection_share={share} of them cannot be held out '
+            'with some left to train on, choose a smaller share, or a task '
+            'with more images')
+    held_out = {names[index] for index in chosen}
+    return [name in held_out for name in sequences]
+
+
+def _with_selection_images(rooted: Dict[str, Dict[str, Any]], share: float,
+                           name: str) -> Dict[str, Any]:
+    """Configs of what is left to train on, and of what is held out."""
+    where = f'train_dataset of task {name!r}'
+    images = [
+        _listed(_build(dict(leaf), where), leaf, where)
+        for leaf in _leaves(rooted['train'])
+    ]
+    # one image may be in several datasets
+    sequences = {
+        info['img_path']: sequence_of(info)
+        for part in images
+        for info in part.values()
+    }
+    held_out = hold_out(list(sequences.values()), share, where)
+    chosen = {p for p, is_held in zip(sequences, held_out) if is_held}
+    train: List[List[int]] = []
+    held: List[List[int]] = []
+    seen: Set[str] = set()
+    for part in images:
+        paths = {index: info['img_path'] for index, info in part.items()}
+        train.append([i for i, p in paths.items() if p not in chosen])
+        held.append(
+            [i for i, p in paths.items() if p in chosen and p not in seen])
+        seen.update(paths.values())
+    counts = [
+        f'{len(paths)} images of {len({sequences[p] for p in paths})} '
+        'sequences' for paths in (sequences.keys() - chosen, chosen)
+    ]
+    print_log(
+        f'selection run: task {name!r} trains on {counts[0]}, '
+        f'{counts[1]} are held out',
+        logger='current')
+    pipeline = next(_leaves(rooted['val'])).get('pipeline', [])
+    return dict(
+        train=_restricted(rooted['train'], iter(train)),
+        val=_unrepeated(_restricted(rooted['train'], iter(held)), pipeline))
+
+
+def _listed(dataset: Any, config: Mapping[str, Any],
+            where: str) -> Dict[int, Dict[str, Any]]:
+    """Entries of a dataset, by their index if ``indices`` did not limit it."""
+    if not hasattr(dataset, 'get_data_info'):
+        raise ValueError(
+            f'{where}: {type(dataset).__name__} has no get_data_info, so '
+            'that its sequences are unknown: use a dataset of mmengine for '
+            'train_cfg.selection_share.')
+    limit = config.get('indices')
+    if limit is None:
+        limit = len(dataset)
+    if isinstance(limit, int):
+        limit = range(limit) if limit >= 0 else range(limit, 0)
+    return {
+        index: dataset.get_data_info(position)
+        for position, index in enumerate(limit)
+    }
+
+
+def _restricted(config: Mapping[str, Any],
+                indices: Iterator[List[int]]) -> Optional[Dict[str, Any]]:
+    """A copy of a config with some images of each leaf, without empty ones."""
+    if not _inner(config):
+        chosen = next(indices)
+        return dict(config, indices=chosen) if chosen else None
+    inner = [_restricted(each, indices) for each in _inner(config)]
+    kept = [each for each in inner if each is not None]
+    if not kept:
+        return None
+    if 'datasets' in config:
+        return dict(config, datasets=kept)
+    return dict(config, dataset=kept[0])
+
+
+def _unrepeated(config: Any, pipeline: Any) -> Dict[str, Any]:
+    """A copy of a config that evaluates each image of the leaves once."""
+    if 'datasets' in config:
+        parts = [_unrepeated(each, pipeline) for each in config['datasets']]
+        return dict(config, datasets=parts)
+    if 'dataset' in config:
+        return _unrepeated(config['dataset'], pipeline)
+    return dict(config, pipeline=pipeline)
 
 
 def _build(config: Dict[str, Any], where: str) -> Any:

@@ -258,15 +258,16 @@ class WorkDir:
             seed_is_set (bool): Whether the config names a seed.
 
         Raises:
-            ValueError: If there are none, or of another stream, method or
-                seed.
+            ValueError: If there are none, or of another stream, method,
+                selection share or seed.
         """
         path = self.results_path
         if not path.exists():
             raise ValueError(f'{path} does not exist: give the work dir of a '
                              'run that has finished at least one task.')
         old = StreamResults.load(path)
-        for name in ['stream', 'method'] + ['seed'] * seed_is_set:
+        names = ['stream', 'method', 'selection_share']
+        for name in names + ['seed'] * seed_is_set:
             if getattr(old, name) != getattr(new, name):
                 raise ValueError(
                     f'{path} belongs to {name} {getattr(old, name)!r}, the '

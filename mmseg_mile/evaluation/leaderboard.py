@@ -3,9 +3,9 @@
 
 Joined are runs of one schema, one stream and one order of tasks that were
 scored on the same images; the seeds of a method are joined if all its other
-settings agree. Nothing is dropped in silence: each run that is left out is
-named with the reason, and so is what differs without making the numbers
-worthless.
+settings agree. Selection runs, whose images are not the reported ones, are
+left out. Nothing is dropped in silence: each run that is left out is named
+with the reason, and so is what differs without making the numbers worthless.
 """
 from __future__ import annotations
 
@@ -267,6 +267,11 @@ def _read_run(folder: Path, name: str) -> FinishedRun:
     if done < size:
         raise ValueError(f'{results.method}, seed {results.seed}, has '
                          f'finished {done} of {size} tasks')
+    if results.selection_share is not None:
+        raise ValueError(
+            f'{results.method}, seed {results.seed}, is a selection run '
+            f'(train_cfg.selection_share={results.selection_share}): it is '
+            'scored on images held out of training, not on the reported ones')
     settings = read_json(folder / 'settings.json')
     return FinishedRun(name, results, _flatten(settings))
 

@@ -121,6 +121,9 @@ class StreamResults:
         gate_accuracy (float): Share of images routed right, 0 to 1.
         scores (dict[str, float]): Filled by :meth:`compute_scores`.
         provenance (dict): Commit, versions, config and device.
+        selection_share (float, optional): Of a selection run, the share of
+            training images that were held out and scored instead of the
+            reported ones. Defaults to None: scored as reported.
     """
     stream: str
     method: str
@@ -136,6 +139,7 @@ class StreamResults:
     gate_accuracy: float = math.nan
     scores: Dict[str, float] = field(default_factory=dict)
     provenance: Dict[str, Any] = field(default_factory=dict)
+    selection_share: Optional[float] = None
 
     @classmethod
     def new(cls, stream: str, method: str, seed: int,
@@ -251,6 +255,7 @@ class StreamResults:
             method=self.method,
             setting=dict(self.setting),
             seed=self.seed,
+            selection_share=self.selection_share,
             tasks=list(self.tasks),
             miou=write_numbers(self.miou),
             class_iou=write_numbers(self.class_iou),
@@ -314,6 +319,8 @@ class StreamResults:
         results.cost.set_experts(_get(document, 'cost.experts'), results.tasks)
         results.setting = _get(document, 'setting')
         results.provenance = _get(document, 'provenance')
+        # files that were written before there were selection runs lack it
+        results.selection_share = document.get('selection_share')
         return results
 
     def _padded(self, matrix: ArrayLike) -> np.ndarray:

@@ -115,6 +115,8 @@ def one_network(donor, cfg):
 
 @pytest.mark.parametrize('spoil, changes, message', [
     (None, dict(randomness__seed=5), 'is of seed 3, this run of seed 5'),
+    (None, dict(train_cfg__selection_share=0.5),
+     'selection_share=None, this run of 0.5: its experts were trained on'),
     (None, dict(domains=('night', 'day')), r"needs \['night', 'day'\]"),
     (None, dict(train_cfg__experts_from='nowhere'), 'holds no results.json'),
     (forget_last_task, {}, r"has learned \['day', 'night'\], this stream"),
