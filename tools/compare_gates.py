@@ -5,13 +5,15 @@
     python tools/compare_gates.py CONFIG --folders day='rgb/*D.jpg' ...
     python tools/compare_gates.py CONFIG --held-out
     python tools/compare_gates.py CONFIG --disturbed
+    python tools/compare_gates.py CONFIG --by-sequence
 
 Each domain's training images are learned and its validation images routed;
 with --folders, every other image of a folder is learned and the rest routed,
 which needs no labels. With --held-out, each domain is left out in turn: its
 validation images should be flagged as out-of-distribution, those of the
 others should not. With --disturbed, validation images are routed darker,
-brighter, softer and noisier than learned.
+brighter, softer and noisier than learned. With --by-sequence, training images
+are routed by gates that saw no image of their sequence, such as a drive.
 
 Prints a table of Markdown.
 """
@@ -21,8 +23,9 @@ import argparse
 import glob
 from typing import Any, Dict, Sequence
 
-from analysis_tools.gate_studies import (Images, embedders_of, held_out_study,
-                                         perturbation_study, routing_study)
+from analysis_tools.gate_studies import (Images, embedders_of, gate_options,
+                                         held_out_study, perturbation_study,
+                                         routing_study, sequence_study)
 from mmengine.config import DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import Runner
@@ -36,7 +39,9 @@ from mmseg_mile.library.edits import open_library
 DEFAULTS: Dict[str, Dict[str, Any]] = dict(
     routing=dict(scales=[1.0, 0.5]),
     held_out=dict(embeddings=None, quantiles=[0.99, 0.95]),
-    disturbed=dict(embeddings=None, perturbation_weights=[0.0, 0.25]))
+    disturbed=dict(embeddings=None, perturbation_weights=[0.0, 0.25]),
+    by_sequence=dict(
+        embeddings=None, perturbation_weights=None, shrinkages=None))
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,6 +67,12 @@ def parse_args() -> argparse.Namespace:
         action='store_const',
         const='disturbed',
         help='route images in other light and quality')
+    study.add_argument(
+        '--by-sequence',
+        dest='study',
+        action='store_const',
+        const='by_sequence',
+        help='hold each sequence of images out')
     parser.add_argument(
         '--scales',
         nargs='+',
@@ -70,12 +81,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--embeddings',
         nargs='+',
-        help='for --held-out and --disturbed (default: all)')
+        help='for all studies but the first (default: all)')
     parser.add_argument(
         '--perturbation-weights',
         nargs='+',
         type=float,
-        help='for --disturbed (default: 0 0.25)')
+        help='for --disturbed (default: 0 0.25) and --by-sequence (default: '
+        'as configured)')
+    parser.add_argument(
+        '--shrinkages',
+        nargs='+',
+        type=float,
+        help='for --by-sequence (default: as configured)')
     parser.add_argument(
         '--quantiles',
         nargs='+',
@@ -159,6 +176,12 @@ def main() -> None:
         table = perturbation_study(model, images,
                                    embedders_of(model, args.embeddings),
                                    args.perturbation_weights)
+    elif args.study == 'by_sequence':
+        own = gate_options(model)
+        table = sequence_study(model, images,
+                               embedders_of(model, args.embeddings),
+                               args.perturbation_weights or [own['weight']],
+                               args.shrinkages or [own['shrinkage']])
     else:
         table = routing_study(model, images, args.scales)
     print(markdown_table(table))

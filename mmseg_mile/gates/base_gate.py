@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmseg_mile.structures import Routing
+from .embedders import PERTURBATIONS
 
 # Shape legend: B images, D embedding, E experts, K chosen experts
 
@@ -33,6 +34,8 @@ class BaseGate(metaclass=ABCMeta):
     #: L, embeddings of a training image that :meth:`fit` wants: its own, and
     #: those of augmented views of it.
     num_views = 1
+    #: What those views may change, see :func:`perturbed_image`.
+    perturbations: Tuple[str, ...] = PERTURBATIONS
     #: Whether :meth:`route` needs embeddings; without, the base's pass over
     #: the image is spared.
     needs_embeddings = False

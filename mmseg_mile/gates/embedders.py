@@ -17,6 +17,8 @@ from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
 
 _STATISTICS = ('mean', 'std')
 _MIN_SIDE = 32
+#: What :func:`perturbed_image` may change.
+PERTURBATIONS = ('light', 'sharpness', 'noise')
 # Half-widths of log-uniform draws, and bounds of uniform ones.
 _GAIN = 0.3
 _CONTRAST = 0.2
@@ -66,20 +68,23 @@ def deviation(features: Tensor, mean: Tensor) -> Tensor:
         offsets, dim=2) / math.sqrt(features.shape[2])
 
 
-def perturbed_image(image: Tensor, number: int = 0) -> Tensor:
+def perturbed_image(image: Tensor,
+                    number: int = 0,
+                    kinds: Sequence[str] = PERTURBATIONS) -> Tensor:
     """A view of the image in other light, softer, and noisier.
 
-    Every value is scaled by a gain within a factor of ``exp(0.3)``, the
-    contrast about the mean within ``exp(0.2)``; the image is averaged down
-    to between half its size and all of it, and enlarged again; and Gaussian
-    noise is added, of up to a tenth of the standard deviation of its values.
-    Of an image, a number always draws the same: neither the order of images
-    nor the random state matters.
+    'light': every value is scaled by a gain within a factor of ``exp(0.3)``,
+    the contrast about the mean within ``exp(0.2)``. 'sharpness': the image
+    is averaged down to between half its size and all of it, and enlarged
+    again. 'noise': Gaussian noise is added, of up to a tenth of the standard
+    deviation of its values. Of an image, a number always draws the same:
+    neither the order of images nor the random state matters.
 
     Args:
         image (Tensor): (C, H, W) before normalisation, of any channels,
             depth and type.
         number (int): Which copy. Defaults to 0.
+        kinds (Sequence[str]): Of :data:`PERTURBATIONS`. Defaults to all.
 
     Returns:
         Tensor: (C, H, W), of the same type; integers are rounded and kept
@@ -89,31 +94,39 @@ def perturbed_image(image: Tensor, number: int = 0) -> Tensor:
         zlib.crc32(image.cpu().numpy().tobytes()) + number)
     gain, contrast, sharpness, noise = torch.rand(4, generator=draw).tolist()
     x = image.float()
-    mean = x.mean()
-    x = mean + (x - mean) * math.exp(_CONTRAST * (2 * contrast - 1))
-    x = x * math.exp(_GAIN * (2 * gain - 1))
-    x = _softened(x,
-                  _SHARPNESS[0] + sharpness * (_SHARPNESS[1] - _SHARPNESS[0]))
-    grain = torch.randn(x.shape, generator=draw).to(x.device)
-    x = x + grain * x.std() * (_NOISE[0] + noise * (_NOISE[1] - _NOISE[0]))
+    if 'light' in kinds:
+        mean = x.mean()
+        x = mean + (x - mean) * math.exp(_CONTRAST * (2 * contrast - 1))
+        x = x * math.exp(_GAIN * (2 * gain - 1))
+    if 'sharpness' in kinds:
+        low, high = _SHARPNESS
+        x = _softened(x, low + sharpness * (high - low))
+    if 'noise' in kinds:
+        grain = torch.randn(x.shape, generator=draw).to(x.device)
+        x = x + grain * x.std() * (_NOISE[0] + noise * (_NOISE[1] - _NOISE[0]))
     if image.is_floating_point():
         return x.to(image.dtype)
     limits = torch.iinfo(image.dtype)
     return x.round().clamp(limits.min, limits.max).to(image.dtype)
 
 
-def augmented_views(batch: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
+def augmented_views(
+        batch: Dict[str, Any],
+        count: int,
+        kinds: Sequence[str] = PERTURBATIONS) -> List[Dict[str, Any]]:
     """A batch, and the same with perturbed copies of its images.
 
     Args:
         batch (dict): ``inputs`` are the images, before normalisation.
         count (int): Batches that are wanted, this one included.
+        kinds (Sequence[str]): See :func:`perturbed_image`.
     """
     copies = [
         dict(
             batch,
-            inputs=[perturbed_image(image, n) for image in batch['inputs']])
-        for n in range(count - 1)
+            inputs=[
+                perturbed_image(image, n, kinds) for image in batch['inputs']
+            ]) for n in range(count - 1)
     ]
     return [batch, *copies]
 

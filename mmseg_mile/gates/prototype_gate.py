@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mmseg.registry import TASK_UTILS
 from mmseg_mile.structures import Routing
 from .base_gate import BaseGate, check_bounds, check_choice, nearest_weights
+from .embedders import PERTURBATIONS
 from .prototypes import Prototypes, own_embeddings, pack, unpack
 
 # Shape legend: B images, N images of a task, D embedding, E experts,
@@ -61,6 +62,9 @@ class PrototypeGate(BaseGate):
             directions in which light, sharpness and noise move an image
             should not choose its expert. Defaults to 0: no views are
             embedded.
+        perturbations (Sequence[str]): What those views change, of
+            'light', 'sharpness' and 'noise'. Without 'sharpness', that of
+            a camera tells its images from those of others. Defaults to all.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -75,7 +79,8 @@ class PrototypeGate(BaseGate):
                  temperature: float = 1.0,
                  ood_quantile: float = 0.99,
                  shrinkage: float = 0.1,
-                 perturbation_weight: float = 0.0) -> None:
+                 perturbation_weight: float = 0.0,
+                 perturbations: Sequence[str] = PERTURBATIONS) -> None:
         super().__init__()
         check_choice('metric', metric, _METRICS)
         check_bounds('num_prototypes', num_prototypes, 1)
@@ -89,6 +94,15 @@ class PrototypeGate(BaseGate):
                 f'gate.perturbation_weight={perturbation_weight} widens the '
                 f'covariance of metric mahalanobis, which {metric!r} has not: '
                 'set it to 0, or choose that metric')
+        kinds = tuple(perturbations)
+        if not kinds or set(kinds) - set(PERTURBATIONS):
+            raise ValueError('gate.perturbations must be some of '
+                             f'{PERTURBATIONS}, got {kinds}')
+        if kinds != PERTURBATIONS and not perturbation_weight:
+            raise ValueError(
+                f'gate.perturbations={kinds} has no effect without '
+                'gate.perturbation_weight: give it a weight, or leave the '
+                'kinds out')
         self.metric = metric
         self.num_prototypes = num_prototypes
         self.top_k = top_k
@@ -97,6 +111,7 @@ class PrototypeGate(BaseGate):
         self.shrinkage = shrinkage
         self.perturbation_weight = perturbation_weight
         self.num_views = 2 if perturbation_weight else 1
+        self.perturbations = kinds
         self._tasks: Dict[str, Prototypes] = {}
         self._shared: Optional[_SharedMetric] = None
         self._spreads: Dict[str, _Metric] = {}

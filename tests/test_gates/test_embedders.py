@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from mmseg.registry import MODELS, TASK_UTILS
 from mmseg_mile.adapters.lora_expert_backbone import LoRAExpertBackbone
-from mmseg_mile.gates.embedders import (FeatureStatisticsEmbedder,
+from mmseg_mile.gates.embedders import (PERTURBATIONS,
+                                        FeatureStatisticsEmbedder,
                                         ThumbnailEmbedder, augmented_views,
                                         deviation, perturbed_image, small_copy)
 
@@ -244,6 +245,20 @@ def test_noise_is_added():
     image[:, 12:] = 100
     copy = perturbed_image(image)
     assert copy[:, :6].std() > 0
+
+
+def test_only_what_is_named_changes():
+    image = noise_image(0).float()
+    light, soft, grain = (
+        perturbed_image(image, 0, [kind]) for kind in PERTURBATIONS)
+    # light: straight through the mean, so that correlation stays
+    pixels = torch.stack([image.flatten(), light.flatten()])
+    assert torch.corrcoef(pixels)[0, 1] > 0.9999
+    assert not torch.allclose(light.mean(), image.mean(), rtol=0.01)
+    assert torch.allclose(soft.mean(), image.mean(), rtol=0.01)
+    assert roughness(soft) < roughness(image) < roughness(grain)
+    assert torch.equal(
+        perturbed_image(image, 0, PERTURBATIONS[::-1]), perturbed_image(image))
 
 
 @pytest.mark.parametrize('dtype, channels', [(torch.uint8, 3),

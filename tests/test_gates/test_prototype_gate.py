@@ -310,6 +310,9 @@ def test_task_without_images_is_refused(embeddings):
     (dict(shrinkage=0), r'gate.shrinkage must be in \(0, 1\], got 0'),
     (dict(perturbation_weight=-1), 'perturbation_weight must be >= 0, got -1'),
     (dict(perturbation_weight=float('inf')), 'perturbation_weight must be >='),
+    (dict(perturbations=['light']), 'no effect without gate.perturbation_we'),
+    (dict(PERTURBED, perturbations=['blur']), "of .*, got \\('blur',"),
+    (dict(PERTURBED, perturbations=[]), 'must be some of'),
     (dict(perturbation_weight=0.25), "which 'euclidean' has not: set it to 0"),
 ])  # yapf: disable
 def test_argument_out_of_range_is_refused(options, message):

@@ -7,12 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from analysis_tools.gate_studies import (DISTURBANCES, EMBEDDINGS, GATES,
-                                         HELD_OUT_GATES, STAGE_SETS, Split,
-                                         auroc, compressed, embed,
-                                         embedders_of, fitted, fpr95, hold_out,
-                                         noisy, perturbation_study, route,
-                                         scaled, softened)
+from analysis_tools.gate_studies import (
+    DISTURBANCES, EMBEDDINGS, GATES, HELD_OUT_GATES, STAGE_SETS, Split, auroc,
+    compressed, embed, embedders_of, fitted, fpr95, hold_out,
+    hold_out_sequences, noisy, perturbation_study, route, scaled, softened)
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from tiny import TINY_MODEL
@@ -135,7 +133,7 @@ def test_one_pass_embeds_as_each_embedder_alone(model):
         assert torch.equal(found[name], torch.cat(wanted))
     # mean and deviation of 8, 16, 32 and 64 channels
     assert [found[name].shape[2]
-            for name in EMBEDDINGS] == [64, 240, 16, 16, 16]
+            for name in EMBEDDINGS] == [64, 240, 16, 16, 16, 112]
 
 
 @pytest.mark.parametrize('change, degree', [(softened, 0.5), (compressed, 50)])
@@ -169,6 +167,22 @@ def test_disturbed_images_are_routed_by_what_was_learned(model):
     for row in table[list(DISTURBANCES)].values.tolist():
         right = [float(cell.split(' / ')[0]) for cell in row]
         assert right[0] == 100 and min(right) >= 50
+
+
+def test_sequence_that_nothing_of_its_domain_resembles_is_lost():
+    # of a's three drives, one looks like b
+    a = torch.cat([cloud(0, 0, 30).test, cloud(1, 0, 30).test])
+    stray, b = cloud(20, 20, 10).test, cloud(20, 19, 40).test
+    scores = hold_out_sequences(
+        dict(a=torch.cat([a, stray])[:, None], b=b[:, None]),
+        dict(
+            a=['x/one'] * 30 + ['x/two'] * 30 + ['x/stray'] * 10,
+            b=['first'] * 20 + ['second'] * 20),
+        metric='euclidean')
+    assert scores.drop(columns='flagged').values.tolist() == [
+        ['a', 'one', 30, 30], ['a', 'two', 30, 30], ['a', 'stray', 10, 0],
+        ['b', 'first', 20, 20], ['b', 'second', 20, 20]
+    ]  # yapf: disable
 
 
 # -- the command ---------------------------------------------------------
@@ -213,6 +227,17 @@ def test_every_quality_is_routed(study):
 
 
 @pytest.mark.integration
+def test_every_sequence_is_held_out(study):
+    row, _ = study('--by-sequence', '--perturbation-weights', '0.1', '0.5',
+                   '--embeddings', 'as configured')
+    # each domain is one folder, so it is cut into halves
+    assert row['sequences below 95 %'].endswith(' of 6')
+    shares = [float(row[f'{name} %']) for name in NAMES]
+    assert float(row['right %']) == pytest.approx(np.mean(shares), abs=0.01)
+    assert (row['right %'] == '100.00') == (row['worst'] == '')
+
+
+@pytest.mark.integration
 def test_folders_need_no_labels(study, tiny_data):
     folders = [
         f'{name}={tiny_data}/{name}/img/train/*.png' for name in NAMES[:2]
@@ -237,6 +262,7 @@ def test_wrong_arguments_are_refused(study, tiny_data, arguments, message):
     ('--held-out --scales 1', '--scales is of another study'),
     ('--disturbed --quantiles 0.9', '--quantiles is of another study'),
     ('--embeddings any', '--embeddings is of another study'),
+    ('--disturbed --shrinkages 1', '--shrinkages is of another study'),
     ('--held-out --disturbed', 'not allowed with'),
 ])
 def test_options_of_another_study_are_refused(run_tool, capsys, arguments,

@@ -8,6 +8,8 @@ domain that they come from, or in other light and quality.
 from __future__ import annotations
 
 import math
+import os.path as osp
+from collections import Counter
 from functools import partial
 from itertools import product
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, Mapping,
@@ -20,7 +22,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mmseg_mile.gates.embedders import (FeatureStatisticsEmbedder,
+from mmseg_mile.datasets.driving import sequence_of
+from mmseg_mile.gates.embedders import (PERTURBATIONS,
+                                        FeatureStatisticsEmbedder,
                                         augmented_views)
 from mmseg_mile.gates.prototype_gate import PrototypeGate
 from mmseg_mile.methods.mile.expert_segmentor import ExpertSegmentor
@@ -49,6 +53,7 @@ EMBEDDINGS: Dict[str, Dict[str, Any]] = {
     'first stage, quarter': dict(_FIRST, scale=0.25),
     'first stage, half': dict(_FIRST, scale=0.5),
     'first stage, full': _FIRST,
+    'first three stages, full': dict(_ALL, stages=(0, 1, 2)),
 }
 _MILE_PLUS: Dict[str, Any] = dict(
     metric='mahalanobis', perturbation_weight=0.25)
@@ -68,6 +73,10 @@ HELD_OUT_GATES: Dict[str, Dict[str, Any]] = {
 }
 # What a gate with a perturbation weight learns from; others take the first.
 _NUM_VIEWS = PrototypeGate(**_MILE_PLUS).num_views
+# Parts of a domain's sequences that are held out in turn.
+_MAX_FOLDS = 20
+# Below this share of its images routed right, a sequence counts as lost.
+_RIGHT = 0.95
 
 
 class Split(NamedTuple):
@@ -111,7 +120,8 @@ def embedders_of(model: ExpertSegmentor,
 def embed(model: ExpertSegmentor,
           embedders: Mapping[Any, Any],
           loader: Iterable[dict],
-          num_views: int = 1) -> Dict[Any, Tensor]:
+          num_views: int = 1,
+          kinds: Sequence[str] = PERTURBATIONS) -> Dict[Any, Tensor]:
     """Embeddings of images by several embedders in one pass.
 
     Args:
@@ -119,6 +129,8 @@ def embed(model: ExpertSegmentor,
         embedders (Mapping[Any, Any]): By name.
         loader (Iterable[dict]): Batches of images.
         num_views (int): L of each image. Defaults to 1: the image alone.
+        kinds (Sequence[str]): What the other views change, see
+            :func:`perturbed_image`. Defaults to all.
 
     Returns:
         dict[Any, Tensor]: By name, (N, L, D).
@@ -127,7 +139,7 @@ def embed(model: ExpertSegmentor,
     for batch in loader:
         views = [
             model.data_preprocessor(view, False)['inputs']
-            for view in augmented_views(batch, num_views)
+            for view in augmented_views(batch, num_views, kinds)
         ]
         for name, embedder in embedders.items():
             found = [embedder(model.backbone, view).cpu() for view in views]
@@ -337,6 +349,156 @@ def fpr95(familiar: ArrayLike, ood: ArrayLike) -> float:
     return float(np.mean(np.asarray(familiar) >= threshold))
 
 
+# -- sequences that no gate has seen --------------------------------------
+
+
+def gate_options(model: ExpertSegmentor) -> Dict[str, Any]:
+    """Settings of the model's gate that variants of it keep.
+
+    Returns:
+        dict: ``weight``, ``shrinkage`` and ``kinds`` of perturbations.
+    """
+    gate = model.gate if isinstance(model.gate,
+                                    PrototypeGate) else PrototypeGate()
+    return dict(
+        weight=gate.perturbation_weight,
+        shrinkage=gate.shrinkage,
+        kinds=gate.perturbations)
+
+
+def sequence_study(model: ExpertSegmentor, images: Images,
+                   embedders: Mapping[str, Any],
+                   perturbation_weights: Sequence[float],
+                   shrinkages: Sequence[float]) -> pd.DataFrame:
+    """Training images routed by gates that saw no image of their sequence.
+
+    Frames of a drive resemble each other, so that images next to those that
+    were learned say little about new drives. Sequences are held out in turn,
+    where a domain has many, a twentieth of them at a time; a domain of one
+    sequence is cut into its first and its second half. Validation images
+    are not looked at.
+
+    Args:
+        model (ExpertSegmentor): Whose frozen base and preprocessor; the kinds
+            of perturbations are those of its gate.
+        images (Images): Of all domains.
+        embedders (Mapping[str, Any]): By name.
+        perturbation_weights (Sequence[float]): See :class:`PrototypeGate`.
+        shrinkages (Sequence[float]): Likewise.
+
+    Returns:
+        pd.DataFrame: Text; per cent of the images routed right, of all and
+        by domain, sequences of which less than 95 % are, the worst of them,
+        and per cent of the images flagged as out-of-distribution.
+    """
+    kinds = gate_options(model)['kinds']
+    embedded: Dict[str, Dict[str, Tensor]] = {name: {} for name in embedders}
+    sequences: Dict[str, List[str]] = {}
+    for domain, (train, _) in images.items():
+        seen: List[str] = []
+        found = embed(model, embedders, _noted(train, seen), _NUM_VIEWS, kinds)
+        for name in embedders:
+            embedded[name][domain] = found[name]
+        sequences[domain] = _in_halves(seen)
+    rows = []
+    for (name, parts), weight, shrinkage in product(embedded.items(),
+                                                    perturbation_weights,
+                                                    shrinkages):
+        scores = hold_out_sequences(
+            parts,
+            sequences,
+            metric='mahalanobis',
+            perturbation_weight=weight,
+            shrinkage=shrinkage)
+        lost = scores[scores.right < _RIGHT * scores.images]
+        worst = lost.assign(share=lost.right /
+                            lost.images).sort_values('share')[:3]
+        rows.append(
+            [name,
+             next(iter(parts.values())).shape[-1], weight, shrinkage] +
+            [_per_cent(scores.right, scores.images)] + [
+                _per_cent(group.right, group.images)
+                for _, group in scores.groupby('domain', sort=False)
+            ] + [f'{len(lost)} of {len(scores)}'] + [
+                ', '.join(f'{w.sequence} {w.right}/{w.images}'
+                          for w in worst.itertuples())
+            ] + [_per_cent(scores.flagged, scores.images)])
+    return _frame(
+        ['embedding', 'values', 'perturbation weight', 'shrinkage', 'right %'
+         ] + [f'{name} %' for name in images] +
+        ['sequences below 95 %', 'worst', 'flagged %'], rows)
+
+
+def _per_cent(part: pd.Series, whole: pd.Series) -> str:
+    return f'{100 * part.sum() / whole.sum():.2f}'
+
+
+def _noted(loader: Iterable[dict], seen: List[str]) -> Iterator[dict]:
+    """Batches, while the sequences of their images are added to ``seen``."""
+    for batch in loader:
+        seen += [
+            sequence_of(sample.metainfo) for sample in batch['data_samples']
+        ]
+        yield batch
+
+
+def _in_halves(sequences: List[str]) -> List[str]:
+    if len(set(sequences)) > 1:
+        return sequences
+    half = len(sequences) // 2
+    return [
+        f'{sequence} ({1 if index < half else 2} of 2)'
+        for index, sequence in enumerate(sequences)
+    ]
+
+
+def hold_out_sequences(embeddings: Mapping[str, Tensor],
+                       sequences: Mapping[str, Sequence[str]],
+                       **options: Any) -> pd.DataFrame:
+    """Routing of each sequence by a gate that has not learned it.
+
+    Args:
+        embeddings (Mapping[str, Tensor]): By domain, (N, L, D).
+        sequences (Mapping[str, Sequence[str]]): By domain, of the N images.
+        **options: Of :class:`PrototypeGate`.
+
+    Returns:
+        pd.DataFrame: By sequence, ``domain``, ``sequence``, ``images``, and
+        how many were routed ``right`` and ``flagged``.
+    """
+    whole = {
+        name: Split(rows, rows[:, 0])
+        for name, rows in embeddings.items()
+    }
+    gate = fitted(whole, **options)
+    lines = []
+    for index, (domain, rows) in enumerate(embeddings.items()):
+        own = np.array(sequences[domain])
+        names = list(dict.fromkeys(own))
+        folds = min(_MAX_FOLDS, len(names))
+        state = gate.state(domain)
+        for fold in range(folds):
+            out = torch.from_numpy(np.isin(own, names[fold::folds]))
+            refit = PrototypeGate(**options)
+            refit.fit(domain, rows[~out])
+            gate.load_state(domain, refit.state(domain))
+            routing = gate.route(rows[out, 0], [None] * int(out.sum()))
+            right = routing.weights.argmax(1) == index
+            counts = Counter(own[out])
+            hits = Counter(own[out][right.numpy()])
+            flags = Counter(own[out][routing.ood.numpy()])
+            lines += [
+                dict(
+                    domain=domain,
+                    sequence=osp.basename(name),
+                    images=counts[name],
+                    right=hits[name],
+                    flagged=flags[name]) for name in names[fold::folds]
+            ]
+        gate.load_state(domain, state)
+    return pd.DataFrame(lines)
+
+
 # -- images in other light and quality -----------------------------------
 
 
@@ -354,8 +516,9 @@ def perturbation_study(model: ExpertSegmentor, images: Images,
     Returns:
         pd.DataFrame: Text; per cent of images routed right / flagged.
     """
+    own = gate_options(model)
     learned = {
-        domain: embed(model, embedders, train, _NUM_VIEWS)
+        domain: embed(model, embedders, train, _NUM_VIEWS, own['kinds'])
         for domain, (train, _) in images.items()
     }
     disturbed = [{
@@ -369,7 +532,10 @@ def perturbation_study(model: ExpertSegmentor, images: Images,
             for domain, train in learned.items()
         } for tests in disturbed]
         gate = fitted(
-            qualities[0], metric='mahalanobis', perturbation_weight=weight)
+            qualities[0],
+            metric='mahalanobis',
+            shrinkage=own['shrinkage'],
+            perturbation_weight=weight)
         figures = [route(gate, domains)[-2:] for domains in qualities]
         cells = [f'{right:.1f} / {flagged:.0f}' for right, flagged in figures]
         rows.append([name, _size(qualities[0]), weight, *cells])

@@ -11,9 +11,13 @@ model = dict(
         train_norm=True),
     embedder=dict(
         type='FeatureStatisticsEmbedder',
-        stages=(0, ),
+        stages=(0, 1, 2),
         statistics=('mean', 'std'),
-        scale=0.5),
+        scale=1.0),
     gate=dict(
-        type='PrototypeGate', metric='mahalanobis', perturbation_weight=0.25),
+        type='PrototypeGate',
+        metric='mahalanobis',
+        shrinkage=0.01,
+        perturbation_weight=0.005,
+        perturbations=('light', 'noise')),
     init_from='nearest')

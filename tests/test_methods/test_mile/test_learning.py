@@ -250,12 +250,16 @@ def test_images_are_embedded_in_order_with_their_views(fresh, toys):
     plain = fresh.embed_images(loader)
     fog = fresh.data_preprocessor(toys.batch('fog'))['inputs']
     torch.testing.assert_close(plain[2:], fresh.embedder(fresh.backbone, fog))
-    fresh.gate = PrototypeGate('mahalanobis', perturbation_weight=0.5)
+    fresh.gate = PrototypeGate(
+        'mahalanobis', perturbation_weight=0.5, perturbations=['light'])
     assert fresh.gate.num_views == 2
     views = fresh.embed_images(loader)
     assert views.shape == (3, 2, plain.shape[1])
     assert torch.equal(views[:, 0], plain)
-    images = [perturbed_image(i) for b in loader for i in b['inputs']]
+    images = [
+        perturbed_image(image, 0, ['light']) for batch in loader
+        for image in batch['inputs']
+    ]
     copies = fresh.data_preprocessor(dict(inputs=images))['inputs']
     torch.testing.assert_close(views[:, 1],
                                fresh.embedder(fresh.backbone, copies))
