@@ -18,6 +18,6 @@ model = dict(
         type='PrototypeGate',
         metric='mahalanobis',
         shrinkage=0.01,
-        perturbation_weight=0.005,
+        perturbation_weight=0.003,
         perturbations=('light', 'noise')),
     init_from='nearest')
