@@ -21,7 +21,8 @@ from mmseg_mile.structures import Task
 
 ROOT = Path(__file__).resolve().parents[1] / 'configs'
 LEAVES = sorted(
-    path for path in ROOT.rglob('*.py') if '_base_' not in path.parts)
+    path for path in ROOT.rglob('*.py')
+    if not {'_base_', 'tuning'} & {*path.parts})
 STREAMS = sorted((ROOT / '_base_' / 'streams').glob('*.py'))
 
 by_leaf = pytest.mark.parametrize(

@@ -89,11 +89,7 @@ class TaskData:
                  rehearsal: Optional[Mapping[str, Any]] = None,
                  seed: int = 0,
                  selection_share: Optional[float] = None) -> None:
-        if selection_share is not None and (type(selection_share) is not float
-                                            or not 0 < selection_share < 1):
-            raise ValueError(
-                'train_cfg.selection_share must lie above 0 and below 1, or '
-                f'be None to hold nothing out, got {selection_share!r}')
+        check_selection_share(selection_share)
         self._data_root = data_root
         self._selection_share = selection_share
         self._datasets: Dict[str, Dict[str, Any]] = {}
@@ -228,6 +224,21 @@ class TaskData:
         for split, dataset in datasets.items():
             check_dataset(dataset, len(classes[split]))
         return task
+
+
+def check_selection_share(share: Any) -> None:
+    """Refuse a ``train_cfg.selection_share`` that is no share of images.
+
+    Args:
+        share (Any): Its value, None to hold nothing out.
+
+    Raises:
+        ValueError: If it is neither None nor a float between 0 and 1.
+    """
+    if share is not None and (type(share) is not float or not 0 < share < 1):
+        raise ValueError(
+            'train_cfg.selection_share must lie above 0 and below 1, or be '
+            f'None to hold nothing out, got {share!r}')
 
 
 def hold_out(sequences: Sequence[str], share: float, where: str) -> List[bool]:

@@ -29,11 +29,15 @@ NAN = float('nan')
 def load_tool() -> Any:
     spec = spec_from_file_location('leaderboard_tool', TOOL)
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        # as Python does for a script
+        patch.syspath_prepend(str(TOOL.parent))
+        spec.loader.exec_module(module)
     return module
 
 
 tool = load_tool()
+stream_runs = sys.modules['stream_runs']
 
 # -- the plan ------------------------------------------------------------
 
@@ -219,7 +223,7 @@ def planned(root: Path, *names: str, **needs: str) -> list:
 
 def run_all(root: Path, plan: list, **changes: Any) -> dict[str, str]:
     command = [sys.executable, str(root / 'pretender.py')]
-    return tool.run_missing(plan, command, **changes)
+    return stream_runs.run_missing(plan, command, **changes)
 
 
 def started(root: Path) -> list[str]:
@@ -364,9 +368,9 @@ def test_folder_in_which_another_one_works_is_refused(config: Callable,
                                                       call: Callable,
                                                       capfd: Any,
                                                       tmp_path: Path) -> None:
-    with FileLock(tmp_path / '.leaderboard.lock'):
+    with FileLock(tmp_path / '.runs.lock'):
         assert call(config('mile'), '--work-dir', tmp_path) == 1
-    assert 'another leaderboard works in' in capfd.readouterr().err
+    assert 'another process runs configs in' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -374,7 +378,7 @@ def test_folder_in_which_another_one_works_is_refused(config: Callable,
     [([], 'give configs to run, or --results to read'),
      (['a.py', '--results', 'b'], 'give configs to run, or --results'),
      (['--results', 'b'], '--results needs --out'),
-     (['a.py', '--jobs', '0'], '--jobs must be at least 1, got 0')])
+     (['a.py', '--jobs', '0'], 'argument --jobs: must be at least 1, got 0')])
 def test_unclear_command_is_refused(call: Callable, capfd: Any, given: list,
                                     message: str) -> None:
     assert call(*given) == 2
