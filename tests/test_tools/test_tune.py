@@ -215,7 +215,7 @@ def test_log_has_a_line_per_finished_run_and_marks_the_best(plan, tmp_path):
 def test_best_tries_stand_beside_the_shipped_ones(plan):
     table = tool.best_of(plan)
     assert table.values.tolist() == [[
-        'a', '3 of 3', f'2: {RATE}=0.5', '51.0', '55.0', '45.0'
+        'a', '2 of 3', f'2: {RATE}=0.5', '51.0', '55.0', '45.0'
     ], ['b', '2 of 3', '1: as shipped', '40.0', '55.0', '40.0']]
 
 
