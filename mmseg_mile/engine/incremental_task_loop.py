@@ -48,6 +48,9 @@ class IncrementalTaskLoop(BaseLoop):
             its dataset.
         tasks (Sequence[dict]): See :class:`TaskData`.
         max_iters (int): Training iterations per task.
+        budget (int): Times ``max_iters``, and those of a task's own, that
+            each task is trained; for methods whose weights another one
+            trains for several tasks. Defaults to 1.
         stream (str): Name of the stream, for the results.
         method (str, optional): Name of the method, for the results.
             Defaults to the model's ``METHOD``.
@@ -104,7 +107,8 @@ class IncrementalTaskLoop(BaseLoop):
                  order: Optional[Sequence[str]] = None,
                  experts_from: Optional[str] = None,
                  rehearsal: Optional[Dict[str, Any]] = None,
-                 selection_share: Optional[float] = None) -> None:
+                 selection_share: Optional[float] = None,
+                 budget: int = 1) -> None:
         # denormal numbers make a CPU crawl and change no result that counts
         torch.set_flush_denormal(True)
         self._runner = runner
@@ -121,7 +125,7 @@ class IncrementalTaskLoop(BaseLoop):
         self._check_settings()
         self.data = TaskData(
             in_order(tasks, order), data_root, max_iters, num_checked,
-            rehearsal, runner.seed, selection_share)
+            rehearsal, runner.seed, selection_share, budget)
         self.tasks: List[Task] = self.data.tasks
         self.reused = None if experts_from is None else ReusedExperts(
             experts_from, self.model, self.tasks)

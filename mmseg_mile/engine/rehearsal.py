@@ -6,7 +6,8 @@ import os
 from bisect import bisect_right
 from fractions import Fraction
 from itertools import count, islice
-from typing import Any, Dict, Iterator, Mapping, Optional, Set, Sized, Tuple
+from typing import (Any, Dict, Iterable, Iterator, Mapping, Optional, Set,
+                    Sized, Tuple)
 
 import numpy as np
 from mmengine.dist import get_dist_info
@@ -119,12 +120,13 @@ class MixedSampler(Sampler):
     augmentations, that they have without rehearsal.
 
     Args:
-        own (PositionedSampler): Of the task's own images.
-        rehearsed (PositionedSampler): Of images of other tasks.
+        own (PositionedSampler | MixedSampler): Of the task's own images.
+        rehearsed (PositionedSampler | MixedSampler): Of images of others.
         share (Fraction): Of rehearsed images, above 0 and below 1.
     """
 
-    def __init__(self, own: PositionedSampler, rehearsed: PositionedSampler,
+    def __init__(self, own: 'PositionedSampler | MixedSampler',
+                 rehearsed: 'PositionedSampler | MixedSampler',
                  share: Fraction) -> None:
         self._own = own
         self._rehearsed = rehearsed
@@ -168,8 +170,8 @@ class Rehearsal:
         config (Mapping[str, Any], optional): ``train_cfg.rehearsal``, with
             ``tasks`` ('seen' or 'all'); ``images_per_task`` (None, the
             default, keeps all images); and ``share`` of rehearsed images in
-            training (None: every image is as likely as any other, defaults
-            to 0.5).
+            training (None: every image is as likely as any other; 'equal':
+            every task comes as often as any other; defaults to 0.5).
         datasets (Mapping[str, Any]): Training images by the name of their
             task, in the order of the stream.
         seed (int): Of the run.
@@ -221,23 +223,37 @@ class Rehearsal:
         mixed: Sampler
         mixed = alone = PositionedSampler(own, sampler, self._seed, task)
         if others:
-            size = sum(map(len, others.values()))
-            # no task's name has a slash
-            stream = f'{task}/rehearsed'
-            # for each task another order, or a part of the images would
-            # come in every task and another in none
-            order = sample_seed(self._seed, stream, 'order')
             share = self.config.get('share', 0.5)
-            mixed = MixedSampler(
-                alone,
-                PositionedSampler(
-                    range(size), sampler, order, stream, first=len(own)),
-                Fraction(size, size +
-                         len(own)) if share is None else Fraction(str(share)))
+            size = sum(map(len, others.values()))
+            parts = [size] if share != 'equal' else map(len, others.values())
+            rehearsed = self._rehearsed(f'{task}/rehearsed', len(own), parts,
+                                        sampler)
+            if share == 'equal':
+                share = Fraction(len(others), len(others) + 1)
+            elif share is None:
+                share = Fraction(size, size + len(own))
+            mixed = MixedSampler(alone, rehearsed, Fraction(str(share)))
         images = TrainingImages({task: own, **others}, self._seed)
         # a sampler that was built cannot be copied, as a runner does
         return dict(
             dataset=images, sampler=dict(type=lambda dataset, seed: mixed))
+
+    def _rehearsed(self, stream: str, first: int, sizes: Iterable[int],
+                   sampler: Dict[str, Any]) -> Sampler:
+        """Images from ``first`` on, as often of each part of these sizes."""
+        # no task's name has a slash
+        mixed: Any = None
+        for index, size in enumerate(sizes):
+            # for each task another order, or a part of the images would
+            # come in every task and another in none
+            name = f'{stream}/{index}' if index else stream
+            order = sample_seed(self._seed, name, 'order')
+            part = PositionedSampler(range(size), sampler, order, name, first)
+            # the parts before have their equal turns already
+            mixed = MixedSampler(mixed, part, Fraction(1, index +
+                                                       1)) if index else part
+            first += size
+        return mixed
 
     def _others(self, task: str) -> Dict[str, Subset]:
         position = self._names.index(task)
@@ -287,11 +303,13 @@ def check_rehearsal(model: ContinualSegmentor, config: Any) -> None:
     if number is not None and (type(number) is not int or number < 1):
         raise ValueError(f'{where}.images_per_task must be a whole number '
                          f'>= 1, or None for all images, got {number!r}')
-    if share is not None and (type(share) is not float or not 0 < share < 1):
+    if share not in (None, 'equal') and (type(share) is not float
+                                         or not 0 < share < 1):
         raise ValueError(
             f'{where}.share must lie above 0 (no rehearsal: leave it out) '
             'and below 1, or be None for a share in proportion to the '
-            f'number of images, got {share!r}')
+            "number of images, or 'equal' for one that gives each task as "
+            f'many, got {share!r}')
     if tasks not in model.rehearses:
         possible = ' or '.join(
             f'with {where}=dict(tasks={t!r}, ...)' if t else f'without {where}'

@@ -73,6 +73,7 @@ class TaskData:
             images that are held out by sequence, see :func:`hold_out`, and
             take the place of ``val_dataset``, of which no file is opened.
             Defaults to None: none is held out.
+        budget (int): Times the iterations of every task. Defaults to 1.
 
     Raises:
         ValueError: If a task is malformed, a name occurs twice, a folder is
@@ -88,7 +89,12 @@ class TaskData:
                  num_checked: int,
                  rehearsal: Optional[Mapping[str, Any]] = None,
                  seed: int = 0,
-                 selection_share: Optional[float] = None) -> None:
+                 selection_share: Optional[float] = None,
+                 budget: int = 1) -> None:
+        if type(budget) is not int or budget < 1:
+            raise ValueError('train_cfg.budget must be a whole number >= 1, '
+                             f'got {budget!r}')
+        self._budget = budget
         check_selection_share(selection_share)
         self._data_root = data_root
         self._selection_share = selection_share
@@ -193,7 +199,7 @@ class TaskData:
             if isinstance(config[key], list) else config[key]
             for key in _HANDED_ON if key in config
         }
-        return self._task(name, rooted, iters, fields)
+        return self._task(name, rooted, iters * self._budget, fields)
 
     def _task(self, name: str, rooted: Dict[str, Dict[str, Any]], iters: int,
               fields: Dict[str, Any]) -> Task:

@@ -237,6 +237,35 @@ def test_joint_training_shows_every_image_equally_often(rehearsing, builder):
     assert not torch.equal(one, other)
 
 
+class Listed(list):
+    """A dataset of so many images, without files."""
+    metainfo: dict = {}
+
+    def __init__(self, size):
+        super().__init__(range(size))
+
+    def get_data_info(self, index):
+        return {}
+
+
+def test_equal_share_shows_every_task_as_often():
+    datasets = dict(small=Listed(2), own=Listed(5), large=Listed(90))
+    config = dict(type='InfiniteSampler', shuffle=True)
+
+    def drawn(skip, count):
+        mixed = rehearsal.Rehearsal(
+            dict(tasks='all', share='equal'), datasets, 0)
+        sampler = mixed.mix('own', config)['sampler']['type'](None, None)
+        sampler.skip(skip)
+        return images_of(islice(sampler, count))
+
+    images = drawn(0, 60)
+    # its own come first, then those of the others in the order of the stream
+    assert np.bincount(np.digitize(images, [5, 7])).tolist() == [20, 20, 20]
+    assert len({i for i in images if i >= 7}) == 20
+    assert drawn(7, 53) == images[7:]
+
+
 def test_kept_images_are_one_of_each_stretch_drawn_from_the_seed(
         rehearsing, builder):
     seen = set()

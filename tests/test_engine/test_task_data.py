@@ -274,6 +274,8 @@ def test_task_may_have_its_own_length_and_start(open_tasks, day):
     assert (other.max_iters, other.init_from) == (5, None)
     assert (task.family, other.family) == ('colour', None)
     assert day == before
+    twice = open_tasks(day, tiny_task('night'), budget=2).tasks
+    assert [task.max_iters for task in twice] == [14, 10]
 
 
 def test_task_may_be_evaluated_on_other_classes(open_tasks, root, day):

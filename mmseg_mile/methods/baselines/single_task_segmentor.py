@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 from mmseg_mile.library.expert_store import load_model, save_model
 from mmseg_mile.structures import Task
 from mmseg_mile.structures.expert import TensorDict
-from ..continual_segmentor import ContinualSegmentor
+from ..continual_segmentor import ContinualSegmentor, copy_matching
 
 # State, classes and palette.
 _Network = Tuple[TensorDict, Tuple[str, ...], Tuple[Tuple[int, ...], ...]]
@@ -146,26 +146,48 @@ class GivenTaskSegmentor(ContinualSegmentor):
 
 @MODELS.register_module()
 class SingleTaskSegmentor(GivenTaskSegmentor):
-    """Every task fine-tunes the pretrained network afresh and in full.
+    """Every task fine-tunes a network of its own, in full.
 
-    Nothing is shared, so nothing is forgotten and nothing transferred; T
-    tasks cost T models. The true task is given at test time; an image of a
-    task that was not learned yet goes to the newest model.
+    Nothing is shared, so nothing is forgotten; T tasks cost T models. The
+    true task is given at test time; an image of a task that was not learned
+    yet goes to the newest model.
+
+    Args:
+        init_from (str): Where the network of a task starts: 'base', the
+            pretrained backbone, so that nothing is transferred either; or
+            'previous', the network of the task before, its head as far as
+            the classes are the same. Defaults to 'base'.
+        *args, **kwargs: See :class:`ContinualSegmentor`.
+
+    Raises:
+        ValueError: If ``init_from`` is neither.
     """
 
     METHOD = 'one model per task'
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self,
+                 *args: Any,
+                 init_from: str = 'base',
+                 **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if init_from not in ('base', 'previous'):
+            raise ValueError("model.init_from must be 'base' or 'previous', "
+                             f'got {init_from!r}')
+        self.init_from = init_from
         self._pretrained: TensorDict = {}
 
     def begin_task(self, task: Task, loader: Iterable[dict]) -> None:
-        """Back to the pretrained backbone and neck, with a new head."""
+        """Go back to where the network starts, with a new head."""
         self._remember_pretrained()
-        self.load_state_dict(self._pretrained, strict=False)
+        head = self.new_head(task.num_classes)
+        if self.init_from == 'previous' and self._kept:
+            self.activate(self.expert_names[-1])
+            copy_matching(head, self.decode_head.state_dict(), task.classes,
+                          self.classes)
+        else:
+            self.load_state_dict(self._pretrained, strict=False)
         self._active = ''
-        self.set_decode_head(
-            self.new_head(task.num_classes), task.classes, task.palette)
+        self.set_decode_head(head, task.classes, task.palette)
         self.renew_auxiliary_heads(task.num_classes)
 
     def end_task(self, task: Task, loader: Iterable[dict]) -> None:

@@ -99,6 +99,31 @@ def test_each_task_starts_from_the_pretrained_weights(tmp_path, loads):
     assert model.classes == DAY.classes
 
 
+@pytest.mark.parametrize('loads', [False, True])
+def test_each_task_goes_on_from_the_one_before(tmp_path, loads):
+    model = one_model('SingleTaskSegmentor', init_from='previous')
+    learn_task(model, DAY)
+    day = {k: v.clone() for k, v in model.state_dict().items()}
+    if loads:
+        model.save_task(DAY, tmp_path, {})
+        model = one_model('SingleTaskSegmentor', init_from='previous')
+        model.load_tasks([DAY], tmp_path)
+    learn_task(model, NIGHT, num_steps=0)
+    night = model.state_dict()
+    assert all(
+        torch.equal(night[key], day[key]) for key in day
+        if key.startswith('backbone.'))
+    model.activate('day')
+    assert all(
+        torch.equal(value, day[key])
+        for key, value in model.state_dict().items())
+
+
+def test_other_starts_are_refused():
+    with pytest.raises(ValueError, match="'previous', got 'nearest'"):
+        one_model('SingleTaskSegmentor', init_from='nearest')
+
+
 def test_tasks_cost_a_model_each():
     model = one_model('SingleTaskSegmentor')
     learn_task(model, DAY)
