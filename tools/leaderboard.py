@@ -118,6 +118,10 @@ def parse_args() -> argparse.Namespace:
         '--reference',
         default=REFERENCE,
         help='method that Delta_m is taken against (default: %(default)r)')
+    parser.add_argument(
+        '--compare',
+        help='method that the others are compared with, image by image '
+        '(default: the one of rank 1)')
     args = parser.parse_args()
     if bool(args.configs) == bool(args.results):
         parser.error('give configs to run, or --results to read')
@@ -142,7 +146,7 @@ def run_configs(args: argparse.Namespace) -> int:
 
 def write(folders: Sequence[Path], args: argparse.Namespace) -> List[Path]:
     """Compare the runs in some folders."""
-    leaderboard = read_leaderboard(folders, args.reference)
+    leaderboard = read_leaderboard(folders, args.reference, args.compare)
     out = args.out or args.work_dir
     return [
         *write_leaderboard(leaderboard, out),

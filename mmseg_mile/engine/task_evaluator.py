@@ -109,6 +109,8 @@ class ImageLog:
             ood=sample.get('ood'),
             miou=routed.miou(),
             oracle_miou=None if oracle is None else oracle.miou(),
+            sequence=sample.get('sequence'),
+            areas=routed.areas(),
             **self._fields)
 
 

@@ -2,7 +2,7 @@
 """Intersection over union of one task, compared by class name."""
 from __future__ import annotations
 
-from typing import Dict, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -123,6 +123,17 @@ class DomainIoU:
                 'only counts of one label space can be merged, got classes '
                 f'and ignore_index {mine} and {theirs}')
         self.confusion = self.confusion + other.confusion
+
+    def areas(self) -> Dict[str, List[int]]:
+        """Pixels hit, true and predicted, by class, where there are any."""
+        counts = np.stack([
+            np.diagonal(self.confusion),
+            self.confusion.sum(axis=1), self.confusion[:, :-1].sum(axis=0)
+        ], 1)
+        return {
+            name: row
+            for name, row in zip(self.classes, counts.tolist()) if any(row)
+        }
 
     def class_iou(self) -> Dict[str, float]:
         """IoU per class in per cent, ``TP / (TP + FP + FN)``.

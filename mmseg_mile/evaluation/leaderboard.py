@@ -21,9 +21,11 @@ from typing import (TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple,
 import numpy as np
 
 from mmseg_mile.files import PathLike, read_json, write_text
+from .bootstrap import NUM_DRAWS, Difference, Images, paired_bootstrap
 from .continual_scores import (Spread, average_miou, delta_m, growth_per_task,
                                spread)
 from .results import StreamResults
+from .routing_log import read_routing_log, routing_log_path
 from .tables import SCORE_MEANINGS, markdown_table
 
 if TYPE_CHECKING:
@@ -95,10 +97,22 @@ class FinishedRun(NamedTuple):
         name (str): Its folder, below what all folders have in common.
         results (StreamResults): What it measured.
         settings (dict): What its results depend on, by dotted name.
+        folder (Path): Its work dir.
     """
     name: str
     results: StreamResults
     settings: Dict[str, Any]
+    folder: Path
+
+    def images(self) -> Images:
+        """The images of each task, as scored after the last one."""
+        path = routing_log_path(self.folder, self.results.tasks[-1])
+        if not path.exists():
+            raise ValueError(f'{self.name} has no routing_log/{path.name}')
+        found: Images = {task: [] for task in self.results.tasks}
+        for image in read_routing_log(path):
+            found[image.task].append(image)
+        return found
 
 
 class LeftOut(NamedTuple):
@@ -153,11 +167,15 @@ class Comparison(NamedTuple):
         tasks (tuple[str]): In the order in which they were learned.
         rows (list[Row]): One per method, best average first.
         notes (list[str]): What to know before the numbers are compared.
+        differences (dict[str, Difference]): By method, to :attr:`compared`.
+        compared (str): Method that the others are compared with.
     """
     stream: str
     tasks: Tuple[str, ...]
     rows: List[Row]
     notes: List[str]
+    differences: Dict[str, Difference]
+    compared: str
 
 
 @dataclass
@@ -194,13 +212,16 @@ class Leaderboard:
 
 
 def read_leaderboard(roots: Sequence[PathLike],
-                     reference: str = REFERENCE) -> Leaderboard:
+                     reference: str = REFERENCE,
+                     compare: Optional[str] = None) -> Leaderboard:
     """Compare every run in or below some folders.
 
     Args:
         roots (Sequence[PathLike]): Work dirs, or folders that hold some.
         reference (str): Method that ``Delta_m`` is taken against. Defaults
             to 'one model per task'.
+        compare (str, optional): Method that the others are compared with by
+            :func:`paired_bootstrap`. Defaults to None: the one of rank 1.
 
     Raises:
         ValueError: If a folder does not exist.
@@ -217,7 +238,10 @@ def read_leaderboard(roots: Sequence[PathLike],
         rows, notes = _rows(kept, reference), _notes(kept)
         if reference not in {row.method for row in rows}:
             notes.insert(0, f'No run of {reference!r}: Delta_m is not known.')
-        comparisons.append(Comparison(stream, tasks, rows, notes))
+        differences, compared, why = _differences(rows, compare)
+        comparisons.append(
+            Comparison(stream, tasks, rows, notes + why, differences,
+                       compared))
     return Leaderboard(comparisons, sorted(left_out))
 
 
@@ -273,7 +297,7 @@ def _read_run(folder: Path, name: str) -> FinishedRun:
             f'(train_cfg.selection_share={results.selection_share}): it is '
             'scored on images held out of training, not on the reported ones')
     settings = read_json(folder / 'settings.json')
-    return FinishedRun(name, results, _flatten(settings))
+    return FinishedRun(name, results, _flatten(settings), folder)
 
 
 def _flatten(value: Any, name: str = '') -> Dict[str, Any]:
@@ -457,6 +481,41 @@ def _figures(results: StreamResults,
     return found
 
 
+def _differences(
+        rows: Sequence[Row], compare: Optional[str]
+) -> Tuple[Dict[str, Difference], str, List[str]]:
+    """By method, to the one compared; its name; what could not be."""
+    known = {row.method: row for row in rows}
+    ours = known.get(compare or '') or next(
+        (row for row in rows if row.rank == 1), rows[0])
+    notes = []
+    if compare is not None and compare not in known:
+        notes.append(f'No run of {compare!r}: {ours.method!r} is compared.')
+    images: Dict[str, Images] = {}
+
+    def of(run: FinishedRun) -> Images:
+        if run.name not in images:
+            images[run.name] = run.images()
+        return images[run.name]
+
+    found, failed = {}, {}
+    for row in rows:
+        seeds = [seed for seed in row.seeds if seed in ours.seeds]
+        if row is ours or not seeds:
+            continue
+        try:
+            pairs = [[of(r) for r in side.runs if r.results.seed in seeds]
+                     for side in (row, ours)]
+            found[row.method] = paired_bootstrap(*pairs)
+        except (ValueError, OSError) as error:
+            failed[row.method] = str(error)
+    if failed:
+        notes.append(
+            f'Not compared with {ours.method!r} image by image: '
+            f'{", ".join(failed)} ({_short(next(iter(failed.values())))}).')
+    return found, ours.method, notes
+
+
 # -- tables --------------------------------------------------------------
 
 
@@ -488,7 +547,29 @@ def tables_of(comparison: Comparison) -> List[ShownTable]:
              ('tasks', 'mIoU of each task at the end, %', tasks,
               spreads), ('more_scores', 'More scores', MORE_SCORES, spreads),
              ('costs', 'Costs, mean over the seeds', COSTS, False))
-    return [_table(rows, *part) for part in parts]
+    tables = [_table(rows, *part) for part in parts]
+    if comparison.differences:
+        tables.insert(1, _difference_table(comparison))
+    return tables
+
+
+def _difference_table(comparison: Comparison) -> ShownTable:
+    """Differences of average mIoU, with what images and seeds leave open."""
+    lines = [(method, f'{d.points:+.1f}', f'{d.low:+.1f} to {d.high:+.1f}',
+              ' '.join(f'{points:+.1f}' for points in d.by_seed),
+              'yes' if d.is_significant else 'no')
+             for method, d in comparison.differences.items()]
+    columns = ('method', 'difference', '95 % interval', 'by seed',
+               'significant')
+    return ShownTable(
+        'differences', f'Difference to {comparison.compared}, points',
+        _frame(lines, columns), [
+            f'95 % interval: of the difference of average mIoU, {NUM_DRAWS:,} '
+            'draws of the sequences of each task, the same for both methods; '
+            'of a task with one sequence, of its images, which is too narrow',
+            'significant: the interval does not hold 0, and all seeds have '
+            'the sign of the difference'
+        ])
 
 
 def _table(rows: List[Row], name: str, title: str, columns: Sequence[Column],

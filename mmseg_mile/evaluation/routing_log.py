@@ -7,7 +7,7 @@ import math
 import os.path as osp
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from mmseg_mile.files import PathLike, printable, write_text
 
@@ -45,6 +45,11 @@ class RoutedImage:
             over the classes that its truth holds; None if it holds none.
         oracle_miou (float, optional): The same with the expert of its own
             task; None if there is none.
+        sequence (str, optional): Sequence, such as a drive, that the image
+            belongs to; None if its dataset knows none.
+        areas (dict[str, tuple[int, int, int]]): By class, pixels hit, true
+            and predicted, of classes with any; {} in logs of earlier
+            versions.
     """
     after: str
     task: str
@@ -56,6 +61,8 @@ class RoutedImage:
     ood: Optional[bool] = None
     miou: Optional[float] = None
     oracle_miou: Optional[float] = None
+    sequence: Optional[str] = None
+    areas: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # as in the file, so that an image is the same after it was read

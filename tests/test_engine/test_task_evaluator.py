@@ -239,7 +239,8 @@ def test_line_says_where_the_image_was_sent_and_what_it_cost(tmp_path):
             expert='night',
             mixture={'night': 1.0},
             distances=dict(day=2.0, night=1.23456789),
-            ood=True))
+            ood=True,
+            sequence='city'))
     log = ImageLog(DAY, 'night', str(tmp_path))
     # road: 1 of 2 pixels, car: none
     assert log.entry(sample, counts((0, 0)), counts((0, 1))) == RoutedImage(
@@ -252,7 +253,9 @@ def test_line_says_where_the_image_was_sent_and_what_it_cost(tmp_path):
         distances=dict(day=2.0, night=1.23457),
         ood=True,
         miou=25.0,
-        oracle_miou=100.0)
+        oracle_miou=100.0,
+        sequence='city',
+        areas=dict(road=[1, 1, 2], car=[0, 1, 0]))
 
 
 def test_image_without_experts_and_truth_leaves_a_line(tmp_path):

@@ -14,6 +14,8 @@ from mmseg_mile.evaluation.leaderboard import (REFERENCE, Comparison,
                                                read_leaderboard, tables_of,
                                                write_shown_tables,
                                                write_tables)
+from mmseg_mile.evaluation.routing_log import (RoutedImage, routing_log_path,
+                                               write_routing_log)
 from mmseg_mile.methods.baselines.single_task_segmentor import \
     SingleTaskSegmentor
 
@@ -250,14 +252,62 @@ def test_what_differs_between_methods_is_noted(tmp_path: Path) -> None:
         'Not the same for all: train_cfg.max_iters (16: e; 8: 4 methods).',
         'Not the same for all: commit (abc: 4 methods; def: e).',
         'Not the same for all: device, so times do not compare '
-        '(cpu: 4 methods; gpu: e).'
+        '(cpu: 4 methods; gpu: e).',
+        "Not compared with 'a' image by image: b, c, d (b has no "
+        'routing_log/night.jsonl).'
     ]
 
 
 def test_few_methods_are_named_in_a_note(tmp_path: Path) -> None:
-    assert notes(three_methods(tmp_path)) == (
+    assert notes(three_methods(tmp_path)).splitlines()[0] == (
         'Not the same for all: seeds (0: fine-tuning; 0, 1: MILE, one model '
         'per task).')
+
+
+# -- differences ---------------------------------------------------------
+
+
+def with_images(folder: Path, method: str, hits: list[int],
+                **run: int) -> None:
+    """A run whose images are hit at so many of ten pixels in both tasks."""
+    work_dir = write_run(folder / f'{method}_{run.get("seed", 0)}', method,
+                         **run)
+    tasks = read_leaderboard([work_dir]).comparisons[0].tasks
+    write_routing_log(
+        routing_log_path(work_dir, tasks[-1]), [
+            RoutedImage(
+                after=tasks[-1],
+                task=task,
+                dataset='D',
+                file=f'{index}.png',
+                sequence=str(index),
+                areas=dict(road=[count, 10, count])) for task in tasks
+            for index, count in enumerate(hits)
+        ])
+
+
+def test_methods_are_compared_image_by_image(tmp_path: Path) -> None:
+    with_images(tmp_path, 'best', [6, 7, 8, 9])
+    with_images(tmp_path, 'best', [6, 7, 8, 9], seed=1)
+    with_images(tmp_path, 'steady', [5, 6, 7, 8])
+    with_images(tmp_path, 'steady', [4, 5, 6, 7], seed=1)
+    with_images(tmp_path, 'erratic', [9, 9, 0, 0])
+    found, = read_leaderboard([tmp_path], compare='best').comparisons
+    table = tables_of(found)[1]
+    assert table.title == 'Difference to best, points'
+    lines = {line[0]: line[1:] for line in table.frame.to_numpy().tolist()}
+    assert lines['steady'] == ['-15.0', '-15.0 to -15.0', '-10.0 -20.0', 'yes']
+    assert lines['erratic'][0::2] == ['-30.0', '-30.0']
+    low, high = map(float, lines['erratic'][1].split(' to '))
+    assert low < -60 and high > 0 and lines['erratic'][3] == 'no'
+    assert found.compared == 'best' and 'best' not in lines
+
+
+def test_method_to_compare_with_must_be_there(tmp_path: Path) -> None:
+    with_images(tmp_path, 'a', [1])
+    with_images(tmp_path, 'b', [2])
+    found, = read_leaderboard([tmp_path], compare='c').comparisons
+    assert f"No run of 'c': {found.compared!r} is compared." in found.notes
 
 
 # -- tables --------------------------------------------------------------

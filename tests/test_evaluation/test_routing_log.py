@@ -50,7 +50,7 @@ def test_line_is_an_object_with_the_fields(tmp_path: Path) -> None:
     line = json.loads((tmp_path / 'a.jsonl').read_text())
     assert list(line) == [
         'after', 'task', 'dataset', 'file', 'expert', 'mixture', 'distances',
-        'ood', 'miou', 'oracle_miou'
+        'ood', 'miou', 'oracle_miou', 'sequence', 'areas'
     ]
     assert line['mixture'] == {'dusk': 0.75, 'day': 0.25}
 
