@@ -239,7 +239,7 @@ class Rehearsal:
             dataset=images, sampler=dict(type=lambda dataset, seed: mixed))
 
     def _rehearsed(self, stream: str, first: int, sizes: Iterable[int],
-                   sampler: Dict[str, Any]) -> Sampler:
+                   sampler: Dict[str, Any]) -> Any:
         """Images from ``first`` on, as often of each part of these sizes."""
         # no task's name has a slash
         mixed: Any = None

@@ -504,9 +504,10 @@ def _differences(
         if row is ours or not seeds:
             continue
         try:
-            pairs = [[of(r) for r in side.runs if r.results.seed in seeds]
-                     for side in (row, ours)]
-            found[row.method] = paired_bootstrap(*pairs)
+            theirs, mine = ([
+                of(run) for run in side.runs if run.results.seed in seeds
+            ] for side in (row, ours))
+            found[row.method] = paired_bootstrap(theirs, mine)
         except (ValueError, OSError) as error:
             failed[row.method] = str(error)
     if failed:
