@@ -1,7 +1,7 @@
 """A frozen pretrained ViT-S/14 with a head per task: CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/frozen_base_vit_s14_camvid_idd.py --pretrained vit-s14.pth
-Expect: see RESULTS.md.
+Expect: not measured yet.
 """
 _base_ = '../mile/vit_s14_camvid_idd.py'
 # The gate of MILE+, the base as pretrained, experts without adapters.

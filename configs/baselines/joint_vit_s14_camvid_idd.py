@@ -1,7 +1,7 @@
 """Joint training of a pretrained ViT-S/14 on CamVid day, CamVid dusk and IDD-Lite at once.
 
 Run:    python tools/train.py configs/baselines/joint_vit_s14_camvid_idd.py --pretrained vit-s14.pth
-Expect: see RESULTS.md.
+Expect: not measured yet.
 """
 _base_ = './fine_tune_vit_s14_camvid_idd.py'
 model = dict(type='JointSegmentor')

@@ -1,7 +1,7 @@
 """Replay with a small buffer of images on a pretrained ViT-S/14: CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/baselines/replay_vit_s14_camvid_idd.py --pretrained vit-s14.pth
-Expect: see RESULTS.md.
+Expect: not measured yet.
 """
 _base_ = './fine_tune_vit_s14_camvid_idd.py'
 # 32 images of each earlier task make up half of the training images.

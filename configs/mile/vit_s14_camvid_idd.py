@@ -1,7 +1,7 @@
 """MILE+ on a pretrained ViT-S/14: CamVid day -> dusk -> IDD-Lite.
 
 Run:    python tools/train.py configs/mile/vit_s14_camvid_idd.py --pretrained vit-s14.pth
-Expect: see RESULTS.md.
+Expect: not measured yet.
 """
 _base_ = [
     '../_base_/models/mile_plus_vit-s14.py',

@@ -1,5 +1,5 @@
 # ViT-S/14 with DINOv2's weights (arXiv 2304.07193), all-MLP head over blocks
-# 3, 6, 9 and 12, which share one resolution: 22.0 M parameters. The weights
+# 3, 6, 9 and 12, which share one resolution: 21.9 M parameters. The weights
 # are those that tools/model_converters/dinov2_to_mmseg.py writes, or others
 # of the same shape. Sides in multiples of 14.
 data_preprocessor = dict(
@@ -39,5 +39,6 @@ model = dict(
     data_preprocessor=data_preprocessor,
     backbone=backbone,
     decode_head=decode_head,
+    channels_last=True,
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))
