@@ -1,5 +1,5 @@
 # ViT-S/14 with DINOv2's weights (arXiv 2304.07193), all-MLP head over blocks
-# 3, 6, 9 and 12, which share one resolution: 21.9 M parameters. The weights
+# 3, 6, 9 and 12, which share one resolution: 22.3 M parameters. The weights
 # are those that tools/model_converters/dinov2_to_mmseg.py writes, or others
 # of the same shape. Sides in multiples of 14.
 data_preprocessor = dict(
@@ -13,8 +13,10 @@ data_preprocessor = dict(
     test_cfg=dict(size_divisor=14))
 backbone = dict(
     type='VisionTransformer',
-    # the grid of the positions; those of a checkpoint are resized to it once
-    img_size=(196, 252),
+    # The grid of the weights' positions, not the size of the images: resized
+    # to a coarser grid when loaded, and again for each crop, they would change
+    # the features of 140x196 crops by 5 %.
+    img_size=518,
     patch_size=14,
     patch_bias=True,
     embed_dims=384,
