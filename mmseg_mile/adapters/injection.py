@@ -2,6 +2,7 @@
 """Trainable LoRA layers put into a backbone, and taken out again."""
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
@@ -86,6 +87,30 @@ class LoRAInjection:
         for swap in self._swaps():
             _set_submodule(self._backbone, swap.name, swap.replacement)
         self.attached = True
+
+    @contextlib.contextmanager
+    def in_place(self, training: bool) -> Iterator[None]:
+        """Attached inside the block only, in training mode or not."""
+        self.attach()
+        for swap in self._lora:
+            # while it is detached, changes of mode pass it by
+            swap.replacement.train(training)
+        try:
+            yield
+        finally:
+            self.detach()
+
+    def values(self) -> nn.ModuleDict:
+        """All that trains, for whoever looks for parameters and buffers.
+
+        The layers beside are the backbone's, and are left out.
+        """
+        lora = nn.ParameterDict({
+            key.replace('.', '/'): parameter
+            for key, parameter in self._parameters()
+        })
+        norm = nn.ModuleList(self.owned_norms())
+        return nn.ModuleDict(dict(lora=lora, norm=norm))
 
     def detach(self) -> None:
         """Put the backbone's own layers back."""

@@ -9,7 +9,7 @@ from typing import (Any, ContextManager, Dict, Iterator, List, Mapping,
 
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmseg.registry import MODELS
 from mmseg_mile.structures import Expert, Routing, check_task_name
@@ -80,6 +80,7 @@ class LoRAExpertBackbone(BaseModule):
         self.base_training = base_training
         self.backbone = MODELS.build(backbone)
         replace_attention(self.backbone)
+        self.with_cp = with_cp
         if with_cp:
             checkpoint_blocks(self.backbone)
         self.backbone.requires_grad_(False)
@@ -89,6 +90,9 @@ class LoRAExpertBackbone(BaseModule):
         self._active: Union[Mixture, Routing, None] = None
         self._injection: Optional[LoRAInjection] = None
         self._training_name: Optional[str] = None
+        # several experts that train beside each other, out of the base
+        self._joint: Dict[str, LoRAInjection] = {}
+        self.joint_values = nn.ModuleList()
         self._base_trains = False
         self._early: Dict[int, EarlyStages] = {}
         self.register_load_state_dict_pre_hook(accept_stock_keys)
@@ -280,6 +284,40 @@ class LoRAExpertBackbone(BaseModule):
         self._injection.load(adapter)
         self._training_name = name
 
+    def train_experts(self, names: Sequence[str]) -> None:
+        """Let several experts train in every step, each on its own rows.
+
+        The base rests between forwards: :meth:`training_with` puts one of
+        them in.
+
+        Raises:
+            ValueError: If an expert is unknown or does not fit ``lora``, or
+                blocks are recomputed, which would happen in backward, when
+                another expert or none is in place.
+            RuntimeError: If others are still in training.
+        """
+        if self.with_cp:
+            raise ValueError(
+                'model.backbone.with_cp=True recomputes a block when its '
+                'expert is out of place: leave it out to train several '
+                'experts together')
+        if self._injection is not None or self._joint:
+            raise RuntimeError('experts are still in training: call '
+                               'finish_training() first')
+        for name in names:
+            adapter = self.check_settings(name)
+            injection = self._inject()
+            injection.load(adapter)
+            injection.detach()
+            injection.enable_gradients()
+            self._joint[name] = injection
+            self.joint_values.append(injection.values())
+        self.train(self.training)
+
+    def training_with(self, name: str) -> ContextManager[None]:
+        """Train through one of the experts inside the block."""
+        return self._joint[name].in_place(self.training)
+
     def train_base(self) -> None:
         """Make every weight of the base trainable."""
         self.backbone.requires_grad_(True)
@@ -291,6 +329,10 @@ class LoRAExpertBackbone(BaseModule):
         if self._base_trains:
             self._base_trains = False
             self.experts.copy_norms(self.tensors)
+        for name, injection in self._joint.items():
+            self.experts[name] = injection.adapter()
+        self._joint.clear()
+        self.joint_values = nn.ModuleList()
         if self._injection is None:
             return
         assert self._training_name is not None
@@ -337,6 +379,8 @@ class LoRAExpertBackbone(BaseModule):
         super().train(mode)
         if self._injection is not None:
             self._injection.enable_gradients()
+        for injection in self._joint.values():
+            injection.enable_gradients()
         if mode and not self._base_trains:
             owned = self._injection.owned_norms() if self._injection else ()
             hold_statistics(self.backbone, owned)

@@ -7,6 +7,7 @@ from .baselines import (AutoencoderGate, ConvAutoencoderGate, EWCSegmentor,
 from .continual_segmentor import ContinualSegmentor
 from .heads import LevelwiseSegformerHead
 from .mile import ExpertSegmentor
+from .mle_sam import SensorExpertSegmentor, SensorPreProcessor, SensorRouter
 from .semla import (CLIPEmbedder, OpenVocabularyExpertSegmentor,
                     OpenVocabularyHead, SemLAGate, SideAdapterCLIP)
 
@@ -15,6 +16,7 @@ __all__ = [
     'ConvAutoencoderGate', 'EWCSegmentor', 'ExpertSegmentor',
     'FineTuneSegmentor', 'JointSegmentor', 'LevelwiseSegformerHead',
     'LwFSegmentor', 'MDILSegmentor', 'OpenVocabularyExpertSegmentor',
-    'OpenVocabularyHead', 'SemLAGate', 'SharedLoRASegmentor',
+    'OpenVocabularyHead', 'SemLAGate', 'SensorExpertSegmentor',
+    'SensorPreProcessor', 'SensorRouter', 'SharedLoRASegmentor',
     'SideAdapterCLIP', 'SingleTaskSegmentor'
 ]

@@ -142,14 +142,17 @@ class CoarseEncoderDecoder(EncoderDecoder):
                         batch_img_metas: List[Dict[str, Any]]) -> Tensor:
         """mmseg's, which pads each window's logits to the whole input."""
         size = inputs.shape[2:]
-        total = inputs.new_zeros(len(inputs), self.out_channels, *size)
+        total: Any = None
         count = inputs.new_zeros(size)
         crop, stride = self.test_cfg.crop_size, self.test_cfg.stride
         for rows, columns in product(*map(_windows, size, crop, stride)):
             window = inputs[:, :, rows, columns]
             batch_img_metas[0]['img_shape'] = window.shape[2:]
-            total[:, :, rows,
-                  columns] += self.encode_decode(window, batch_img_metas)
+            logits = self.encode_decode(window, batch_img_metas)
+            if total is None:
+                # a method may decode an image in several ways
+                total = inputs.new_zeros(*logits.shape[:2], *size)
+            total[:, :, rows, columns] += logits
             count[rows, columns] += 1
         return total.div_(count)
 
