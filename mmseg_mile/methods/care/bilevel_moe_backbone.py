@@ -161,7 +161,7 @@ class BiLevelMoEBackbone(BaseModule):
         self._base_trains = base
         self.backbone.requires_grad_(base)
         for layer in self.moe:
-            for name, value in layer.named_parameters(recurse=False):
+            for value in layer.parameters(recurse=False):
                 value.requires_grad_(shared)
 
     def train(self, mode: bool = True) -> 'BiLevelMoEBackbone':

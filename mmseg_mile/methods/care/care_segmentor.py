@@ -101,8 +101,8 @@ class CaRESegmentor(ContinualSegmentor):
         if init_from not in _STARTS:
             raise ValueError(f'model.init_from must be one of {_STARTS}, got '
                              f'{init_from!r}')
-        if (self.test_cfg or
-            {}).get('mode') == 'slide' and self.backbone.regions != (1, 1):
+        mode = (self.test_cfg or {}).get('mode')
+        if mode == 'slide' and self.backbone.regions != (1, 1):
             raise ValueError(
                 f'backbone.regions={self.backbone.regions} are of a whole '
                 "image: set test_cfg.mode='whole', or regions=(1, 1)")
@@ -309,8 +309,8 @@ class CaRESegmentor(ContinualSegmentor):
             for begin in range(0, len(indices), most):
                 part = indices[begin:begin + most]
                 chosen = [samples[i] for i in part]
-                with self.decoding_with(head), self.backbone.using(
-                    [layer.take(part) for layer in plan]):
+                routed = [layer.take(part) for layer in plan]
+                with self.decoding_with(head), self.backbone.using(routed):
                     logits = self.inference(inputs[part],
                                             [s.metainfo for s in chosen])
                     self.postprocess_result(logits, chosen)
