@@ -114,6 +114,9 @@ class BiLevelMoE(nn.Module):
         self._stacks: Dict[str, Tensor] = {}
         self._members: List[List[int]] = []
         self._finished = 0
+        # made when they are first asked for
+        self._table: Optional[Tensor] = None
+        self._rows: Optional[Tuple[Tuple[int, ...], Tensor, Tensor]] = None
 
     # -- tasks -----------------------------------------------------------
 
@@ -204,6 +207,7 @@ class BiLevelMoE(nn.Module):
         for key, value in values.items():
             self._kept.setdefault(key, []).append(value)
             self._stacks.pop(key, None)
+        self._rows = None
 
     def _stack(self, key: str) -> Tensor:
         """(T, ...) tensors of finished tasks; those of a router padded."""
@@ -260,7 +264,8 @@ class BiLevelMoE(nn.Module):
         routers = tasks[chosen]
         shares = self._router_shares(relevance.gather(2, chosen))
         weights = self._expert_weights(u, routers, shares, tasks)
-        size = min(rule.max_active, len(tasks))
+        size = min(rule.max_active, len(tasks),
+                   u.shape[1] * rule.top_routers * rule.top_experts)
         experts = weights.detach().sum(1).topk(size, dim=1).indices
         kept = weights.gather(2, experts[:, None].expand(-1, u.shape[1], -1))
         if rule.combine != 'sum':
@@ -307,15 +312,21 @@ class BiLevelMoE(nn.Module):
         The variance is of candidates alone: with the same ones, the answer
         is the same bits whatever else was learned.
         """
-        index = list(candidates)
-        count, mean, scatter = (
-            self._stack(key)[index] for key in ('count', 'mean', 'scatter'))
-        variance = scatter.sum(0) / count.sum().clamp_min(1)
-        precision = 1 / (
-            variance + _MIN_DEVIATION**2 + _MIN_DEVIATION * variance.mean())
-        scaled = u * precision
-        return (scaled @ mean.T - 0.5 * (mean.square() @ precision)) / (
-            self.dims)
+        key = tuple(candidates)
+        if self._rows is None or self._rows[0] != key:
+            index = list(candidates)
+            count, mean, scatter = (
+                self._stack(name)[index]
+                for name in ('count', 'mean', 'scatter'))
+            variance = scatter.sum(0) / count.sum().clamp_min(1)
+            precision = 1 / (
+                variance + _MIN_DEVIATION**2 +
+                _MIN_DEVIATION * variance.mean())
+            rows = (mean * precision / self.dims).T.contiguous()
+            bias = mean.square() @ precision / (2 * self.dims)
+            self._rows = (key, rows, bias)
+        _, rows, bias = self._rows
+        return u @ rows - bias
 
     def _router_shares(self, relevance: Tensor) -> Tensor:
         """(B, P, M) weights of the routers that were chosen."""
@@ -330,10 +341,7 @@ class BiLevelMoE(nn.Module):
     def _expert_weights(self, u: Tensor, routers: Tensor, shares: Tensor,
                         tasks: Tensor) -> Tensor:
         """(B, P, T) weights of experts, summed over the chosen routers."""
-        width = max(map(len, self._members))
-        members = torch.tensor(
-            [row + [-1] * (width - len(row)) for row in self._members],
-            device=u.device)[routers]
+        members = self._member_table(u.device)[routers]
         scores = (self._gather('router', routers) @ u[:, :, None, :, None]
                   ).squeeze(-1) + self._gather('router_bias', routers)
         members = members[..., :scores.shape[-1]]
@@ -348,6 +356,15 @@ class BiLevelMoE(nn.Module):
         target = place.gather(-1, which).clamp_min(0)
         weights = u.new_zeros(*u.shape[:2], len(tasks))
         return weights.scatter_add(2, target.flatten(2), values.flatten(2))
+
+    def _member_table(self, device: torch.device) -> Tensor:
+        """(T, R) experts that each router scores, -1 for none."""
+        if self._table is None or len(self._table) != len(self._members):
+            width = max(map(len, self._members))
+            self._table = torch.tensor(
+                [row + [-1] * (width - len(row)) for row in self._members],
+                device=device)
+        return self._table
 
     # -- running ---------------------------------------------------------
 

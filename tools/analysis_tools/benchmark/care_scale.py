@@ -95,8 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument('--counts', nargs='+', type=int, default=[3, 30, 300])
-    parser.add_argument('--size', type=int, default=256)
-    parser.add_argument('--batch', type=int, default=2)
+    parser.add_argument('--size', type=int, default=512)
+    parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--rounds', type=int, default=15)
     args = parser.parse_args()
     for row in measure(args.config, args.counts, args.size, args.batch,
