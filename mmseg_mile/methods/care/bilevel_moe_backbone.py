@@ -117,7 +117,7 @@ class BiLevelMoEBackbone(BaseModule):
                 'with_cp out of the backbone of a BiLevelMoEBackbone')
         ffns = _ffns(self.backbone)
         ffns = ffns[int(first_block * len(ffns)):]
-        self.moe = nn.ModuleList(
+        self.moe: Any = nn.ModuleList(
             BiLevelMoE(ffn.embed_dims,
                        max(4, round(bottleneck * ffn.embed_dims)),
                        round(shared_bottleneck * ffn.embed_dims), rule)

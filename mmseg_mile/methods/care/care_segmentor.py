@@ -37,7 +37,7 @@ _COST_FIELDS = dict(
 
 class _Moments(NamedTuple):
     """Count, mean and summed squared deviations of (N, d) values."""
-    count: int
+    num: int
     mean: Tensor
     scatter: Tensor
 
