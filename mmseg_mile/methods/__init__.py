@@ -4,6 +4,7 @@ from .baselines import (AutoencoderGate, ConvAutoencoderGate, EWCSegmentor,
                         FineTuneSegmentor, JointSegmentor, LwFSegmentor,
                         MDILSegmentor, SharedLoRASegmentor,
                         SingleTaskSegmentor)
+from .care import BiLevelMoEBackbone, CaRESegmentor
 from .continual_segmentor import ContinualSegmentor
 from .heads import LevelwiseSegformerHead
 from .mile import ExpertSegmentor
@@ -12,11 +13,11 @@ from .semla import (CLIPEmbedder, OpenVocabularyExpertSegmentor,
                     OpenVocabularyHead, SemLAGate, SideAdapterCLIP)
 
 __all__ = [
-    'AutoencoderGate', 'CLIPEmbedder', 'ContinualSegmentor',
-    'ConvAutoencoderGate', 'EWCSegmentor', 'ExpertSegmentor',
-    'FineTuneSegmentor', 'JointSegmentor', 'LevelwiseSegformerHead',
-    'LwFSegmentor', 'MDILSegmentor', 'OpenVocabularyExpertSegmentor',
-    'OpenVocabularyHead', 'SemLAGate', 'SensorExpertSegmentor',
-    'SensorPreProcessor', 'SensorRouter', 'SharedLoRASegmentor',
-    'SideAdapterCLIP', 'SingleTaskSegmentor'
+    'AutoencoderGate', 'BiLevelMoEBackbone', 'CLIPEmbedder', 'CaRESegmentor',
+    'ContinualSegmentor', 'ConvAutoencoderGate', 'EWCSegmentor',
+    'ExpertSegmentor', 'FineTuneSegmentor', 'JointSegmentor',
+    'LevelwiseSegformerHead', 'LwFSegmentor', 'MDILSegmentor',
+    'OpenVocabularyExpertSegmentor', 'OpenVocabularyHead', 'SemLAGate',
+    'SensorExpertSegmentor', 'SensorPreProcessor', 'SensorRouter',
+    'SharedLoRASegmentor', 'SideAdapterCLIP', 'SingleTaskSegmentor'
 ]

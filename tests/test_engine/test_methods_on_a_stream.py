@@ -7,6 +7,7 @@ import copy
 import pytest
 from run_comparison import library_tensors, results_of
 from tiny import AUXILIARY_HEAD, TINY_MODEL, StopAt, one_model_config
+from tiny_care import PAPER, care_config
 
 DOMAINS = ('day', 'night', 'infrared')
 JOINT = dict(tasks='all', share=None)
@@ -14,6 +15,9 @@ REPLAY = dict(tasks='seen', images_per_task=2)
 # Name in the results, model, rehearsal
 METHODS = {
     'ExpertSegmentor': ('MILE', TINY_MODEL, None),
+    'CaRESegmentor': ('CaRE', care_config('mit',
+                                          base_training='first_task'), None),
+    'CaRE paper': ('CaRE', care_config('vit', **PAPER), None),
     'FineTuneSegmentor':
     ('sequential fine-tuning',
      one_model_config('FineTuneSegmentor',
