@@ -97,9 +97,9 @@ def disturb(model: Any) -> None:
 
     for name in model.backbone.experts.names:
         adapter = model.backbone.experts[name].clone()
-        for key, value in adapter.lora.items():
+        for value in adapter.lora.values():
             value += noise(value, 0.1)
-        for key, value in adapter.norm.items():
+        for value in adapter.norm.values():
             if value.is_floating_point():
                 value += noise(value, 0.1).abs()
         model.backbone.experts[name] = adapter
