@@ -258,9 +258,8 @@ class ExpertSegmentor(ContinualSegmentor):
         embedder = embedder or self.embedder
         found = [
             embedder(self.backbone,
-                     self.data_preprocessor(view, False)['inputs']).cpu()
-            for view in augmented_views(batch, num_views,
-                                        self.gate.perturbations)
+                     self.data_preprocessor(view, False)['inputs']).cpu() for
+            view in augmented_views(batch, num_views, self.gate.perturbations)
         ]
         return found[0] if num_views == 1 else torch.stack(found, 1)
 
