@@ -7,10 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from analysis_tools.gate_studies import (
-    DISTURBANCES, EMBEDDINGS, GATES, HELD_OUT_GATES, STAGE_SETS, Split, auroc,
-    compressed, embed, embedders_of, fitted, fpr95, hold_out,
-    hold_out_sequences, noisy, perturbation_study, route, scaled, softened)
+# yapf: disable
+from analysis_tools.gate_studies import (DISTURBANCES, EMBEDDINGS, GATES,
+                                         HELD_OUT_GATES, STAGE_SETS, Split,
+                                         auroc, compressed, embed,
+                                         embedders_of, fitted, fpr95, hold_out,
+                                         hold_out_sequences, noisy,
+                                         perturbation_study, route, scaled,
+                                         softened)
+# yapf: enable
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from tiny import TINY_MODEL
